@@ -1,0 +1,58 @@
+"""Clip: frames with their times and source; ClipSpec: what a network wants to be fed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inflate3d.errors import InflateError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A run of frames from one source.
+
+    Attributes:
+        data: `[c, t, h, w]`, uint8 in 0..255 or floating point in `value_range`.
+        times_seconds: `[t]`, float64, seconds since the first frame of the source.
+        source: The file, folder or array the frames come from.
+        value_range: Smallest and largest value that a pixel of `data` may take.
+    """
+
+    data: Tensor
+    times_seconds: Tensor
+    source: str
+    value_range: tuple[float, float] = (0.0, 255.0)
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 4 or self.times_seconds.shape != self.data.shape[1:2]:
+            raise InflateError(
+                "frames and times do not belong together",
+                where="Clip",
+                expected="data [c, t, h, w] and times_seconds [t]",
+                got=f"data {list(self.data.shape)} and times_seconds {list(self.times_seconds.shape)}",
+                fix="pass one time for each frame, and the channels first",
+            )
+
+    def __repr__(self) -> str:
+        return f"Clip({self.source!r}, data={list(self.data.shape)} {self.data.dtype}, value_range={self.value_range})"
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a network was trained on and therefore wants to be fed.
+
+    Attributes:
+        fps: Frames per second.
+        num_frames: Frames in a window; shorter videos are looped to this length.
+        min_frames: The fewest frames the network can run on.
+        short_side: Pixels of the shorter side after resizing.
+        crop: Pixels of the square crop.
+        value_range: Smallest and largest value of a pixel.
+    """
+
+    fps: float
+    num_frames: int
+    min_frames: int
+    short_side: int
+    crop: int
+    value_range: tuple[float, float]

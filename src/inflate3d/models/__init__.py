@@ -1,0 +1,1 @@
+"""I3D and the architectures of its paper."""

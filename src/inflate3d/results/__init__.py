@@ -1,0 +1,1 @@
+"""A clip and any model: plain results."""

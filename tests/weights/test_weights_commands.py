@@ -1,0 +1,74 @@
+"""The commands `inflate3d weights ...` print what the API answers."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from inflate3d.cli.weights import app
+from inflate3d.errors import InflateError
+from inflate3d.weights import fetch as fetching
+from inflate3d.weights.cache import weights_path
+from inflate3d.weights.catalogue import CATALOGUE
+from inflate3d.weights.store import save_weights
+
+NAME = "i3d-kinetics400"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INFLATE3D_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def put_small_file(path):
+    import torch
+
+    return save_weights({"a": torch.zeros(3)}, fetching._make_card(CATALOGUE[NAME]), path)
+
+
+def test_list(cache):
+    assert NAME in run("list").stdout
+    assert " no " in run("list").stdout
+    put_small_file(weights_path(NAME))
+    assert " yes " in run("list").stdout
+
+
+def test_info_of_a_name_and_of_a_file(cache):
+    card = put_small_file(weights_path(NAME))
+    for spelled in (NAME, weights_path(NAME)):
+        assert json.loads(run("info", spelled).stdout) == json.loads(card.to_json())
+
+
+def test_verify(cache, monkeypatch):
+    assert "nothing is fetched yet" in run("verify").stdout
+    card = put_small_file(weights_path(NAME))
+    assert isinstance(run("verify").exception, InflateError)
+    monkeypatch.setattr(fetching, "verify", lambda name: card)
+    assert run("verify").stdout == run("verify", NAME).stdout == f"{NAME}: whole, {card.tensors_sha256}\n"
+
+
+def test_fetch_passes_its_options_on(cache, monkeypatch):
+    def note(name, *, archive, force, report):
+        report(f"[bold] {name} {archive} {force}")
+        return weights_path(name)
+
+    monkeypatch.setattr(fetching, "fetch", note)
+    done = run("fetch", NAME, "--from", "a.tar.gz", "--force")
+    assert done.stdout == f"{weights_path(NAME)}\n"
+    assert done.stderr == f"[bold] {NAME} a.tar.gz True\n"
+
+
+def test_mistakes_are_left_to_main(cache):
+    for arguments in (
+        ["info", "nothing"],
+        ["verify", NAME],
+        ["fetch", "nothing"],
+        ["fetch", NAME, "--from", "nowhere"],
+    ):
+        assert isinstance(run(*arguments).exception, InflateError)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []

@@ -25,7 +25,7 @@ def main() -> None:
         venv.create(folder, with_pip=False)
         python = Path(folder) / "bin" / "python"
         site = Path(
-            subprocess.check_output(  # noqa: S603
+            subprocess.check_output(
                 [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
             ).strip()
         )

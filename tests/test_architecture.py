@@ -14,6 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Top to bottom; parts in one row do not know each other.
 LAYERS = [
+    ["__main__"],
     ["cli", "app"],
     ["train"],
     ["show"],
@@ -22,8 +23,8 @@ LAYERS = [
     ["weights"],
     ["models"],
     ["inflation", "clips", "flow"],
-    ["axes"],
-    ["errors", "atomic"],
+    ["axes", "atomic"],
+    ["errors"],
 ]
 HEIGHT = {part: len(LAYERS) - row for row, parts in enumerate(LAYERS) for part in parts}
 

@@ -1,5 +1,6 @@
 """Small videos with their frame numbers painted in, and byte surgery on the files that hold them."""
 
+import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -64,4 +65,54 @@ def write_video(
             frame.pts, frame.time_base = tick, 1 / Fraction(fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def with_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write a display matrix [a b; c d] into the track header of an MP4; QuickTime File Format, "tkhd"."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def with_late_start(path: Path, num_hidden: int, fps: int = 30) -> Path:
+    """Hide the first frames of an MP4 by its edit list, as a cut without re-encoding does."""
+    with av.open(str(path)) as container:
+        time_base = container.streams.video[0].time_base
+    assert time_base
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # behind name, version and flags, number of entries
+    duration, media_time = struct.unpack_from(">II", data, entry)
+    hidden_ms, hidden_ticks = num_hidden * 1000 // fps, int(num_hidden / fps / time_base)  # FFmpeg writes lengths in ms
+    struct.pack_into(">II", data, entry, duration - hidden_ms, media_time + hidden_ticks)
+    path.write_bytes(data)
+    return path
+
+
+def remux(source: Path, target: Path, **options: str) -> Path:
+    """Copy the packets into another container."""
+    with av.open(str(source)) as reader, av.open(str(target), "w", container_options=options) as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                writer.mux(packet)
+    return target
+
+
+def damage(path: Path, start: float, stop: float) -> Path:
+    """Overwrite a part of a file, given in shares of its length, with noise."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * start), int(len(data) * stop)
+    data[first:last] = np.random.default_rng(0).integers(0, 256, last - first, np.uint8).tobytes()
+    path.write_bytes(data)
+    return path
+
+
+def cut_off(path: Path, share: float) -> Path:
+    """Keep the first part of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
     return path

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from inflate3d.atomic import check_writable
 from inflate3d.errors import InflateError, InflateWarning
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def show_predictions(
     from inflate3d.weights.load import load
 
     console = Console(stderr=outputs.json == STDOUT)
+    for path in outputs:
+        if path and path != STDOUT:
+            check_writable(path)
     network, videos = load(model), find_videos(paths)
     done: list[VideoPrediction] = []
     failures: list[Failure] = []

@@ -103,8 +103,9 @@ class _Pass:
     def __init__(self, path: Path, *, threads: bool) -> None:
         self.path, self.threads = path, threads
         self.num_packets = self.num_frames = self.num_damaged = 0
-        self.first: Fraction | None = None
-        self.end = Fraction(0)
+        self.first: Fraction | None = None  # the smallest timestamp
+        self.end = Fraction(0)  # where the frames so far end, counted from it
+        self.paused = Fraction(0)
 
     def frames(self) -> Iterator[Decoded]:
         with open_container(self.path) as container:
@@ -159,6 +160,8 @@ class _Pass:
         duration = frame.duration * base if frame.duration and base else None
         if time is not None:
             self.first = time if self.first is None else min(self.first, time)
+            pause = time - self.first - self.end
+            self.paused += pause if pause > 1 else 0
             self.end = max(self.end, time - self.first + (duration or 0))
         return Stamped(time, duration, frame)
 
@@ -172,7 +175,6 @@ class _Pass:
         if self.threads and self.num_frames < self.num_packets:
             # PyAV drops an error, and the frames behind it, if a frame came out before it in the same call
             raise _DamageError
-        kept = f"{self.num_frames} frames ({float(self.end):.2f} s) were read"
         if not self.num_frames:
             raise InflateError(
                 "no frame can be decoded",
@@ -181,18 +183,18 @@ class _Pass:
                 got=f"{self.num_packets} packets, {self.num_damaged} of them damaged",
                 fix="copy or download the file again",
             )
+        faults = []
         if self.num_damaged:
-            warnings.warn(
-                f"{self.path}: damaged in {self.num_damaged} places, which were skipped or mended by FFmpeg; {kept}",
-                InflateWarning,
-                stacklevel=2,
-            )
-        elif promised_seconds and promised_seconds - self.end > max(1.0, 0.1 * promised_seconds):
-            warnings.warn(
-                f"{self.path}: probably cut off, its header promises {promised_seconds:.2f} s; {kept}",
-                InflateWarning,
-                stacklevel=2,
-            )
+            faults.append(f"damaged in {self.num_damaged} places, which were skipped or mended by FFmpeg")
+        if self.paused:  # a demuxer that looks for the next intact place does not say so
+            faults.append(f"no frames for {float(self.paused):.2f} s in between, the nearest ones stand in for them")
+        # some formats count the length from zero, others from the first frame
+        reached = self.end + max(self.first or Fraction(0), Fraction(0))
+        if not faults and promised_seconds and promised_seconds - reached > max(1.0, 0.1 * promised_seconds):
+            faults.append(f"probably cut off, its header promises {promised_seconds:.2f} s")
+        if faults:
+            kept = f"{self.num_frames} frames ({float(self.end):.2f} s) were read"
+            warnings.warn(f"{self.path}: {'; '.join([*faults, kept])}", InflateWarning, stacklevel=2)
 
 
 def _refused(path: Path, error: av.FFmpegError) -> InflateError:

@@ -30,7 +30,8 @@ def rising_times(stamped: Iterable[Stamped[T]], interval: Fraction, *, source: s
 
     * the sorted timestamps are given out in the order of the frames, sorting `LOOK_AHEAD` frames at most;
     * a jump back further than that (streams joined end to end) goes on one interval after the frame before;
-    * a frame without a timestamp, or with one given out already, comes one interval after the frame before.
+    * a frame without a timestamp comes one interval after the frame before;
+    * a frame whose timestamp was given out already comes halfway between the frame before and the next timestamp.
 
     Each kind is warned about once. Holds `LOOK_AHEAD + 1` frames.
 
@@ -99,9 +100,16 @@ class _Clock(Generic[T]):
                 self.offset = soonest - stamp
             time = stamp + self.offset
             if self.last is not None and time <= self.last:
-                time = soonest
+                time = self.between(soonest)
         self.last = time
         return Timed(time, frame.duration or self.interval, frame.item)
+
+    def between(self, soonest: Fraction) -> Fraction:
+        """Halfway from the time given out last to the next one known, so that a delay does not build up."""
+        assert self.last is not None
+        assert self.offset is not None
+        later = [stamp + self.offset for stamp in self.times if stamp + self.offset > self.last]
+        return (self.last + min(later)) / 2 if later else soonest
 
     def drain(self) -> Iterator[Timed[T]]:
         """Give out all that wait, and take the next timestamp for the start of another stream."""

@@ -249,6 +249,9 @@ class _Turn(NamedTuple):
     right: int = 1
 
 
+QUARTER_TURNS = (_Turn(), _Turn(True, -1, 1), _Turn(False, -1, -1), _Turn(True, 1, -1))  # counter-clockwise
+
+
 class _Drawer:
     """Turns decoded frames into upright RGB pictures of the first one's size."""
 
@@ -289,7 +292,10 @@ def _turn(frame: VideoFrame) -> _Turn:
 
     Source: Apple, QuickTime File Format Specification, "Matrices".
     """
-    side_data = cast(Mapping[str, bytes], frame.side_data).get("DISPLAYMATRIX")
+    try:
+        side_data = cast(Mapping[str, bytes], frame.side_data).get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 stumbles over kinds it does not know, such as EXIF; the angle it can tell
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if side_data is None:
         return _Turn()
     a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.io import encode_jpeg
 
 from inflate3d.clips.clip import ClipSpec
+from inflate3d.clips.jpeg import encode_jpeg
 from inflate3d.clips.sampling import Window, windows
 from inflate3d.clips.transforms import CROPS, CropKind, frames_to_input, resize_picture
 from inflate3d.clips.video import FrameStream, Rate, Source, open_frames
@@ -190,10 +190,7 @@ def _answer(model: nn.Module, batch: list[Window[_SmallFrame]], spec: ClipSpec, 
 
 def _window_prediction(window: Window[_SmallFrame], logits: Tensor, options: PredictOptions) -> WindowPrediction:
     seen = window.frames[: max(window.num_new, 1)] if window.start == 0 else window.frames
-    key_frame = _thumbnail(seen[len(seen) // 2].picture) if options.key_frames else None
+    key_frame = (
+        encode_jpeg(resize_picture(seen[len(seen) // 2].picture, KEY_FRAME_SHORT_SIDE)) if options.key_frames else None
+    )
     return WindowPrediction(seen[0].time_seconds, seen[-1].time_seconds, logits, key_frame)
-
-
-def _thumbnail(picture: Tensor) -> bytes:
-    small = resize_picture(picture, KEY_FRAME_SHORT_SIDE).permute(2, 0, 1).contiguous()
-    return bytes(encode_jpeg(small, quality=80).numpy())

@@ -1,4 +1,7 @@
-"""Results as tables for the terminal."""
+"""Results as tables for the terminal.
+
+Names and reasons are `Text`, in which brackets mean nothing.
+"""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -23,7 +26,7 @@ def scores_table(prediction: VideoPrediction, k: int = 5) -> Group:
     table.add_column("")
     for score in prediction.top(k):
         bar = "█" * round(score.probability * BAR_CELLS)
-        table.add_row(score.label, f"{score.probability:.1%}", f"[cyan]{bar}[/cyan]")
+        table.add_row(Text(score.label), f"{score.probability:.1%}", Text(bar, "cyan"))
     return Group(title, table)
 
 
@@ -39,7 +42,7 @@ def timeline_table(prediction: VideoPrediction) -> Table:
         probabilities = [score.probability for _, score in spans]
         low, high = f"{min(probabilities):.0%}", f"{max(probabilities):.0%}"
         span = f"{clock(spans[0][0].start_seconds)} - {clock(spans[-1][0].end_seconds)}"
-        table.add_row(span, label, low if low == high else f"{low} - {high}")
+        table.add_row(span, Text(label), low if low == high else f"{low} - {high}")
     return table
 
 
@@ -49,5 +52,5 @@ def failures_table(failures: Sequence[Failure]) -> Table:
     table.add_column("source", overflow="fold")
     table.add_column("why", overflow="fold")
     for failure in failures:
-        table.add_row(failure.source, failure.reason)
+        table.add_row(Text(failure.source), Text(failure.reason))
     return table

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import get_type_hints
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError
@@ -62,7 +63,10 @@ class Card:
             found = json.loads(text)
             clip = found["clip"]
             spec = ClipSpec(**{**clip, "value_range": tuple(clip["value_range"])})
-            return Card(**{**found, "clip": spec})
+            card = Card(**{**found, "clip": spec})
+            wrong = [name for name, kind in get_type_hints(Card).items() if not isinstance(getattr(card, name), kind)]
+            if wrong:
+                raise TypeError(f"{', '.join(wrong)}: another type")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InflateError(
                 "the card in the file cannot be read",
@@ -71,3 +75,4 @@ class Card:
                 got=f"{type(error).__name__}: {error}",
                 fix="fetch or save the weights anew with this version of inflate3d",
             ) from error
+        return card

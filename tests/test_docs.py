@@ -1,0 +1,82 @@
+"""Every command and example in README, docs and docstrings runs."""
+
+import doctest
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"(?P<not_run><!-- not run: .+ -->\n)?```(?P<language>bash|python)\n(?P<code>.+?)```", re.DOTALL)
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "src").rglob("*.py")
+    if path.name != "__main__.py"
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = [match for match in BLOCK.finditer(page.read_text()) if not match["not_run"]]
+    return [match["code"] for match in found if match["language"] == language]
+
+
+@pytest.fixture(scope="session")
+def folder_of_the_reader(tmp_path_factory, kinetics_weights):
+    """A folder as the docs suppose it: a video, a folder of videos, and `make` run in the checkout."""
+    from inflate3d.weights.fetch import fetch_demo_clip
+
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "videos").mkdir()
+    clip = fetch_demo_clip()
+    for place in ("video.mp4", "videos/one.mp4"):
+        shutil.copy(clip, folder / place)
+    (folder / "bin").mkdir()
+    make = folder / "bin" / "make"
+    make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --no-print-directory -C "{ROOT}" "$@"\n')
+    make.chmod(0o755)
+    return folder
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page, folder_of_the_reader):
+    path = os.pathsep.join([str(folder_of_the_reader / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for code in blocks(page, "bash"):
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", code],
+            cwd=folder_of_the_reader,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, f"{page.name}:\n{code}\n{run.stdout}\n{run.stderr}"
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_examples_run(page, folder_of_the_reader):
+    code = "\n".join(blocks(page, "python"))
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder_of_the_reader, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, f"{page.name}:\n{run.stdout}\n{run.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0

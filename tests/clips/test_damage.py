@@ -140,7 +140,7 @@ def test_text_named_video(tmp_path):
         open_frames(tmp_path / "text.mp4")
 
 
-def write_sound(path, cover=None):
+def write_sound(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)

@@ -153,6 +153,18 @@ def test_a_single_picture_file_is_a_video_of_one_frame(tmp_path):
         assert container.streams.video
 
 
+def test_arrays_that_run_backwards_through_memory_are_read(tmp_path):
+    picture = next(iter(open_frames(PICTURES[..., ::-1]))).picture
+    np.testing.assert_array_equal(picture, PICTURES[0, ..., ::-1])
+
+
+def test_other_things_are_no_source():
+    with pytest.raises(InflateError, match=r"(?s)this is no source of frames.*builtins\.list.*numpy\.stack"):
+        open_frames(list(PICTURES))
+
+
 def test_the_range_is_for_floating_arrays_only(tmp_path):
+    with pytest.raises(InflateError, match="files know their own range"):
+        open_frames(tmp_path, value_range=(0.0, 1.0))
     with pytest.raises(InflateError, match="the range does not fit the dtype"):
         open_frames(PICTURES, value_range=(0.0, 1.0))

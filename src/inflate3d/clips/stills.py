@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inflate3d.clips.sampling import Timed
-from inflate3d.clips.transforms import check_range, to_range
+from inflate3d.clips.transforms import as_tensor, check_range, to_range
 from inflate3d.errors import InflateError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -88,7 +88,7 @@ def checked_array(array: NDArray[Any] | Tensor, value_range: tuple[float, float]
     Raises:
         InflateError: Another shape or dtype, no frame, no declared range, or values outside of it.
     """
-    frames = torch.as_tensor(array)
+    frames = as_tensor(array)
     fault = None
     if frames.ndim not in {3, 4} or (frames.ndim == 4 and frames.shape[-1] != 3):
         fault = "the array has another shape than frames have"

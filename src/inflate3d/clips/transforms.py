@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -100,6 +101,11 @@ def resize_short_side(frames: Tensor, short_side: int) -> Tensor:
     return resized.reshape(*frames.shape[:-2], *size)
 
 
+def as_tensor(array: NDArray[Any] | Tensor) -> Tensor:
+    """Share the memory of an array, or copy it where torch cannot: `array[..., ::-1]` runs backwards through it."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+
+
 def resize_picture(picture: NDArray[Any] | Tensor, short_side: int) -> Tensor:
     """Scale one picture `[h, w, 3]` like `resize_short_side`; keeps windows of a stream small in memory.
 
@@ -110,7 +116,7 @@ def resize_picture(picture: NDArray[Any] | Tensor, short_side: int) -> Tensor:
         >>> resize_picture(torch.zeros(45, 67, 3, dtype=torch.uint8), 32).shape
         torch.Size([32, 47, 3])
     """
-    return resize_short_side(torch.as_tensor(picture).permute(2, 0, 1), short_side).permute(1, 2, 0)
+    return resize_short_side(as_tensor(picture).permute(2, 0, 1), short_side).permute(1, 2, 0)
 
 
 def crops(frames: Tensor, size: int, kind: CropKind = "center") -> dict[str, Tensor]:
@@ -261,7 +267,7 @@ def frames_to_input(
         >>> frames_to_input(torch.zeros(5, 45, 67, 3, dtype=torch.uint8), spec, "three").shape
         torch.Size([3, 3, 5, 28, 28])
     """
-    pictures = [torch.as_tensor(frame) for frame in frames]
+    pictures = [as_tensor(frame) for frame in frames]
     shapes = {(*picture.shape, picture.dtype) for picture in pictures}
     if len(shapes) != 1 or pictures[0].ndim != 3 or pictures[0].shape[-1] != 3 or pictures[0].dtype != torch.uint8:
         raise InflateError(

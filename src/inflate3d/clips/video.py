@@ -92,6 +92,7 @@ def open_frames(
         >>> [frame.time_seconds for frame in stream]
         [0.0, 0.1]
     """
+    _check_source(source, value_range)
     wanted = None if fps == "native" else _rate(fps, "fps")
     if isinstance(source, str | Path) and not Path(source).is_dir():
         stream = _file_stream(Path(source), frames_fps)
@@ -174,6 +175,25 @@ def drawn(timed: Iterator[Timed[Draw]]) -> Iterator[Frame]:
         if picture is None or draw is not last:
             last, picture = draw, draw()
         yield Frame(picture, float(time))
+
+
+def _check_source(source: Source, value_range: tuple[float, float] | None) -> None:
+    if not isinstance(source, str | Path | np.ndarray | Tensor):
+        raise InflateError(
+            "this is no source of frames",
+            where="open_frames",
+            expected="a path to a video or to a folder of pictures, or an array [t, h, w, 3]",
+            got=f"{type(source).__module__}.{type(source).__qualname__}",
+            fix="stack a list of pictures: numpy.stack(pictures)",
+        )
+    if value_range is not None and isinstance(source, str | Path):
+        raise InflateError(
+            "files know their own range",
+            where=str(source),
+            expected="value_range for floating-point arrays only",
+            got=f"value_range={value_range}",
+            fix="leave value_range out",
+        )
 
 
 def _rate(fps: Rate, name: str) -> Fraction:

@@ -1,0 +1,53 @@
+"""Peak memory and time of `inflate3d predict` on a long video: it must not grow with the length.
+
+    python benchmarks/memory.py [--minutes 10] [--precision fp32]
+
+makes a 1280x720 video with moving noise (H.264, 30 fps) in a temporary folder, predicts it in a process of its own, and
+prints the peak resident memory as the operating system counts it.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def make_video(path: Path, minutes: float) -> None:
+    texture = np.random.default_rng(0).integers(0, 255, (90, 400, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=30, options={"preset": "ultrafast", "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for i in range(int(minutes * 60 * 30)):
+            left = 8 * (i % 240)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, left : left + 1280]), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--precision", default="fp32")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.mp4"
+        make_video(path, arguments.minutes)
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "inflate3d", "predict", str(path), "--precision", arguments.precision]
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(
+        f"{arguments.minutes:g} minutes of 1280x720, {arguments.precision}: "
+        f"{seconds:.0f} s, peak resident memory {peak:.2f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Which videos a path means."""
+
+from pathlib import Path
+
+import pytest
+
+from inflate3d.clips.files import find_videos
+from inflate3d.errors import InflateError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in (
+        "b10.mp4", "b2.MP4", "notes.txt", ".hidden.mp4",
+        "deep/er/a.webm", "pictures/frame1.png", "pictures/frame2.png", "both/x.avi", "both/cover.jpg",
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def found(tree, *paths):
+    return [str(path.relative_to(tree)) for path in find_videos([tree / path for path in paths])]
+
+
+def test_a_folder_is_searched_to_its_depths_in_natural_order(tree):
+    assert found(tree, "") == ["b2.MP4", "b10.mp4", "both/x.avi", "deep/er/a.webm", "pictures"]
+
+
+def test_globs_named_files_and_repeats(tree):
+    assert found(tree, "*.mp4", "b10.mp4", "notes.txt") == ["b10.mp4", "notes.txt"]
+    assert found(tree, "**/*.avi") == ["both/x.avi"]
+
+
+def test_a_path_where_nothing_is_stays_so_that_reading_it_says_so(tree):
+    assert find_videos([tree / "gone.mp4"]) == [tree / "gone.mp4"]
+
+
+def test_brackets_in_a_file_name_are_no_glob(tree):
+    (tree / "take[1].mp4").touch()
+    assert find_videos([tree / "take[1].mp4"]) == [Path(tree / "take[1].mp4")]
+
+
+def test_folders_with_nothing_to_read_are_an_error(tmp_path):
+    with pytest.raises(InflateError, match=r"nothing to read(.|\n)*\.mp4"):
+        find_videos([tmp_path])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inflate3d.checks import is_count
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.models.same import SameConv3d, SameMaxPool3d, Triple
@@ -132,6 +133,9 @@ class InceptionI3d(nn.Module):
         dropout: Probability of dropping a pooled feature while training.
         class_names: One for each class, carried along for those who show results.
 
+    Raises:
+        InflateError: A number of classes or channels is not 1 or more, or there are more or fewer names than classes.
+
     Source: paper, section 2.4 and figure 3; kinetics-i3d `i3d.py`.
 
     Example:
@@ -152,6 +156,14 @@ class InceptionI3d(nn.Module):
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
+        if not (is_count(num_classes) and is_count(in_channels)) or (class_names and len(class_names) != num_classes):
+            raise InflateError(
+                "there is no such network",
+                where="InceptionI3d",
+                expected="num_classes >= 1, in_channels >= 1, and class_names for each class or None",
+                got=f"{num_classes=}, {in_channels=}, {len(class_names) if class_names else 'no'} class_names",
+                fix="pass whole numbers, and as many names as classes",
+            )
         self.num_classes, self.in_channels = num_classes, in_channels
         self.class_names = class_names
         channels = in_channels
@@ -170,13 +182,13 @@ class InceptionI3d(nn.Module):
         averaged as well: the fully convolutional test of the paper).
 
         Raises:
-            InflateError: The clip has another number of axes or channels, is too short or too small, is not floating
-                point, or (in eval mode) its first frame leaves -1..1.
+            InflateError: The clip is no tensor, has another number of axes or channels, is too short or too small, is
+                not floating point, or (in eval mode) leaves -1..1 or holds NaN.
         """
         return self.endpoints(clip, ["Logits"])["Logits"]
 
-    def endpoints(self, clip: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Run a clip `[b, c, t, h, w]` up to the last of the named endpoints and return those asked for.
+    def endpoints(self, clip: Tensor, names: str | Iterable[str]) -> dict[str, Tensor]:
+        """Run a clip `[b, c, t, h, w]` up to the last of the named endpoints (or the one) and return those asked for.
 
         `ENDPOINTS` lists the names in order. Feature maps are `[b, channels, t', h', w']`; `AvgPool_2x7x7` is
         `[b, 1024, steps, h'', w'']` before dropout (`h'' = w'' = 1` for sides of 193 to 224); `Logits_per_step` is
@@ -192,7 +204,7 @@ class InceptionI3d(nn.Module):
             >>> {name: list(value.shape) for name, value in found.items()}
             {'MaxPool3d_3a_3x3': [1, 192, 9, 25, 25], 'Mixed_3b': [1, 256, 9, 25, 25]}
         """
-        wanted = list(names)
+        wanted = [names] if isinstance(names, str) else list(names)
         _check_names(wanted)
         self._check_clip(clip)
         last = max((ENDPOINTS.index(name) for name in wanted), default=-1)
@@ -218,14 +230,14 @@ class InceptionI3d(nn.Module):
         return layer
 
     def _check_clip(self, clip: Tensor) -> None:
-        fault = self._fault(clip)
+        fault = self._shape_fault(clip) or self._value_fault(clip)
         if fault is None:
             return
         problem, fix = fault
         side = f">= {MIN_SIDE_PIXELS}"
-        got = f"{list(clip.shape)}, {clip.dtype}"
-        if clip.numel() and clip.ndim == 5:
-            got += f", first frame in {float(clip[:, :, 0].amin()):.4g}..{float(clip[:, :, 0].amax()):.4g}"
+        got = f"{list(clip.shape)}, {clip.dtype}" if isinstance(clip, Tensor) else type(clip).__name__
+        if isinstance(clip, Tensor) and clip.numel() and not clip.is_meta:
+            got += f", values in {float(clip.amin()):.4g}..{float(clip.amax()):.4g}"
         raise InflateError(
             problem,
             where="InceptionI3d",
@@ -234,21 +246,32 @@ class InceptionI3d(nn.Module):
             fix=fix,
         )
 
-    def _fault(self, clip: Tensor) -> tuple[str, str] | None:
-        if clip.ndim != 5 or clip.shape[1] != self.in_channels:
-            return "the clip has other axes", "add a batch axis with clip[None]; channels stand before time"
-        if not clip.is_floating_point():
-            return "pixels are whole numbers", "scale them: clip.float() / 255 * 2 - 1"
+    def _shape_fault(self, clip: Tensor) -> tuple[str, str] | None:
+        if not isinstance(clip, Tensor):
+            return "the clip is no tensor", "convert it: torch.from_numpy(clip)"
+        if clip.ndim != 5:
+            return "the clip has another number of axes", "add a batch axis with clip[None]; channels before time"
+        if clip.shape[1] != self.in_channels:
+            wanted = {2: "optical flow (horizontal, vertical)", 3: "red, green, blue"}.get(self.in_channels, "your own")
+            return "the clip has another number of channels", f"pass {wanted}; channels stand before time"
         if clip.shape[2] < I3D_CLIP.min_frames:
             problem = "the clip is too short: after three halvings of time the head needs two steps"
             return problem, "loop the clip, as the paper does: clip[:, :, torch.arange(9) % clip.shape[2]]"
         if min(clip.shape[3:]) < MIN_SIDE_PIXELS:
             problem = "the frames are too small: after five halvings the head pools 7 x 7 positions"
             return problem, "resize the short side to 256 pixels and crop 224, as the network was trained"
-        # One frame tells, and a compiled graph must not depend on values.
-        if not self.training and not torch.compiler.is_compiling() and float(clip[:, :, 0].abs().amax()) > 1.5:
-            problem = "pixels leave the range -1..1, which gives confident wrong answers"
-            return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1"
+        return None
+
+    def _value_fault(self, clip: Tensor) -> tuple[str, str] | None:
+        if not clip.is_floating_point():
+            return "pixels are whole numbers", "scale them: clip.float() / 255 * 2 - 1"
+        # a compiled graph must not depend on values, and a meta tensor has none
+        has_values = clip.numel() and not clip.is_meta and not torch.compiler.is_compiling()
+        if has_values and not self.training:
+            low, high = clip.detach().aminmax()
+            if not (low >= -1.5 and high <= 1.5):  # false for NaN as well
+                problem = "pixels leave the range -1..1, which gives confident wrong answers"
+                return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1; look for NaN"
         return None
 
 

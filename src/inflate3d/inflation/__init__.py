@@ -1,0 +1,1 @@
+"""2D model -> plan -> 3D model -> proof."""

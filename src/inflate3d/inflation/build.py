@@ -1,0 +1,302 @@
+"""A plan and a 2D model make an Inflated, a 3D model; `deflate` goes back."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from inflate3d.axes import clip_to_frames
+from inflate3d.errors import InflateError, nearest_names
+from inflate3d.inflation.adapters import Adapted, adapter_for
+from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.observe import observe
+from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
+from inflate3d.inflation.plan import LayerPlan, Plan, Rule
+from inflate3d.inflation.presets import PRESETS, decide
+from inflate3d.inflation.profiles import Profile
+
+
+class Inflated(nn.Module):
+    """A 2D model that runs on clips: its own code on every frame, and layers that look through time.
+
+    Attributes:
+        net: The 2D model's copy: same class, same code, same names of parameters.
+        plan: What each of its layers became.
+        time_pool: How vectors (logits, features) of the frames become one: "mean", "max" or "none" (one per step).
+    """
+
+    def __init__(self, net: nn.Module, plan: Plan, fold: Fold, *, time_pool: TimePool = "mean") -> None:
+        super().__init__()
+        self.net, self.plan, self.fold, self.time_pool = net, plan, fold, time_pool
+        self.outer: Fold | None = None  # of the Inflated that this one is a layer of
+        self._outputs: dict[str, Outputs] = {}
+
+    def forward(self, clip: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a clip `[b, c, t, h, w]`; pictures `[b, c, h, w]` are answered as by the 2D model."""
+        return self.call("forward", clip, *args, **kwargs)
+
+    def call(self, method: str, clip: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run any method of the 2D model, such as timm's `forward_features`, on a clip `[b, c, t, h, w]`.
+
+        Vectors `[n, d]` come out as `[b, d]` (see `time_pool`), maps as `[b, c, t, h, w]` or `[b, t, h, w, c]`, tokens
+        as `[b, t, l, d]`, in whatever tuple, list, dict or dataclass the method returns.
+
+        Args:
+            method: Its name.
+            clip: Passed as the first argument, in frame form.
+            *args: Passed on as they are.
+            **kwargs: Passed on as they are.
+
+        Raises:
+            InflateError: There is no such method, or the clip has other axes.
+        """
+        self._check(method, clip)
+        pictures = clip.ndim == 4
+        num_clips = self.outer.num_clips if pictures and self.outer else None
+        num_clips = num_clips or clip.shape[0]
+        outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
+        self.fold.push(num_clips)
+        try:
+            output = getattr(self.net, method)(clip if pictures else clip_to_frames(clip), *args, **kwargs)
+        finally:
+            self.fold.pop()
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            for leaf in pytree.tree_leaves(output):
+                if isinstance(leaf, Tensor) and leaf.requires_grad:
+                    self.fold.begins_backward(num_clips, leaf)
+        return outputs.unfold(output, num_clips, self.time_pool) if outputs else output
+
+    def outputs_of(self, method: str, *args: Any, **kwargs: Any) -> Outputs:
+        """Look up what comes out of a method, leaf by leaf; the first time it is run on single pictures for that."""
+        if method not in self._outputs:
+            self._outputs[method] = self._look_at(method, args, kwargs)
+        return self._outputs[method]
+
+    def _check(self, method: str, clip: Tensor) -> None:
+        if not callable(getattr(self.net, method, None)):
+            names = [name for name in dir(self.net) if not name.startswith("_")]
+            raise InflateError(
+                f"the 2D model has no method {method}",
+                where="Inflated.call",
+                expected="a method of " + type(self.net).__name__,
+                got=repr(method),
+                fix=f"did you mean {nearest_names(method, names)}?",
+            )
+        if clip.ndim not in (4, 5):
+            raise InflateError(
+                "the input is no clip",
+                where="Inflated",
+                expected="[b, c, t, h, w], or pictures [b, c, h, w]",
+                got=f"{list(clip.shape)}",
+                fix="add the axes that are missing: clip[None] for one clip",
+            )
+
+    def _look_at(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outputs:
+        """Run the method of a copy on single pictures, so that no statistics and no masks of this one change."""
+        trial = copy.deepcopy(self).eval()
+        pictures = pictures_like(trial, self.plan.input_shape)
+
+        def run(frames: Tensor) -> Any:
+            trial.fold.push(frames.shape[0])
+            try:
+                return getattr(trial.net, method)(frames, *args, **kwargs)
+            finally:
+                trial.fold.pop()
+
+        with torch.no_grad():
+            return look_at_outputs(run, pictures)
+
+    def load_2d_state_dict(self, state2d: Mapping[str, Tensor]) -> None:
+        """Load a checkpoint of the 2D model: kernels are inflated as the plan says.
+
+        Raises:
+            InflateError: Names or shapes are not those of the 2D model.
+        """
+        flat = deflate(self)
+        try:
+            flat.load_state_dict(state2d)
+        except RuntimeError as error:
+            raise InflateError(
+                "the checkpoint does not fit the 2D model",
+                where="Inflated.load_2d_state_dict",
+                expected=f"the state dict of {type(flat).__name__}",
+                got=str(error),
+                fix="strip prefixes, or take the checkpoint of this very model",
+            ) from None
+        self.net.load_state_dict(build(self.plan, flat).net.state_dict())
+
+    def extra_repr(self) -> str:
+        """Show the plan's first line."""
+        return str(self.plan).splitlines()[0]
+
+
+def make_plan(
+    model2d: nn.Module,
+    preset: str = "video",
+    *,
+    example: Tensor | None = None,
+    profile: Profile = "mean",
+    rules: Mapping[str, Rule] | None = None,
+) -> Plan:
+    """Decide what every layer of a 2D model becomes in time; nothing is changed.
+
+    Args:
+        model2d: Maps pictures `[n, c, h, w]`; left as it is.
+        preset: A key of `PRESETS`.
+        example: A picture `[1, c, h, w]` of the size the model wants; else its own configuration tells, else 3x224x224.
+        profile: How 2D kernels are laid out in time.
+        rules: From patterns of layer names to what is wanted there instead of the preset's choice.
+
+    Raises:
+        InflateError: An unknown preset, a model that cannot be run or mixes the pictures of a batch, or a rule that
+            matches no layer.
+
+    Example:
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 1))
+        >>> print(make_plan(model2d, example=torch.zeros(1, 3, 11, 13)))
+        Sequential, preset video: 1 of 2 layers look through time
+        layer  is      becomes  kernel t x h x w  stride t  profile  padding
+        0      Conv2d  inflate  3x3x3             1         mean     replicate
+        2      Conv2d  frame    1x1x1
+    """
+    if preset not in PRESETS:
+        raise InflateError(
+            "there is no such preset",
+            where="make_plan",
+            expected="; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items()),
+            got=repr(preset),
+            fix=f"did you mean {nearest_names(preset, PRESETS)}?",
+        )
+    channels, height, width = example.shape[1:] if example is not None else input_shape_of(model2d)
+    seen = observe(model2d, pictures_like(model2d, (channels, height, width)))
+    layers = decide(seen, PRESETS[preset], profile)
+    plan = Plan(type(model2d).__name__, preset, (channels, height, width), layers)
+    return plan.with_rules(rules) if rules else plan
+
+
+def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> Inflated:
+    """Carry out a plan on a copy of a 2D model; the model itself stays as it was and shares no memory.
+
+    Raises:
+        InflateError: The plan is for another model.
+    """
+    net, fold = copy.deepcopy(model2d), Fold()
+    for layer in plan:
+        if layer.action != "frame":
+            module = _module_of(net, layer)
+            adapter = adapter_for(type(module))
+            assert adapter is not None
+            adapter.take_over(module, layer, fold)
+    for module in net.modules():
+        if isinstance(module, Inflated):
+            module.outer = fold
+    model3d = Inflated(net, plan, fold, time_pool=time_pool).train(model2d.training)
+    model3d.outputs_of("forward")
+    return model3d
+
+
+def inflate(
+    model2d: nn.Module,
+    plan: str | Plan = "video",
+    *,
+    example: Tensor | None = None,
+    profile: Profile = "mean",
+    rules: Mapping[str, Rule] | None = None,
+    time_pool: TimePool = "mean",
+) -> Inflated:
+    """Turn a 2D image model into a 3D one that answers a still clip as the 2D model answers the picture.
+
+    Args:
+        model2d: torchvision's, timm's, or your own; left as it is.
+        plan: A preset, or a plan of your own (`make_plan`).
+        example: See `make_plan`, likewise `profile` and `rules`.
+        profile: How 2D kernels are laid out in time.
+        rules: Exceptions by layer name.
+        time_pool: "mean" or "max" over the frames' logits, or "none" for logits per step `[b, t, classes]`.
+
+    Raises:
+        InflateError: See `make_plan`; or nothing in the plan looks through time, and its preset is not "frames".
+
+    Example:
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+        >>> model3d = inflate(model2d, example=torch.zeros(1, 3, 11, 13))
+        >>> picture = torch.rand(2, 3, 11, 13).double()
+        >>> clip = picture.unsqueeze(2).repeat(1, 1, 7, 1, 1)
+        >>> torch.allclose(model3d(clip), model2d(picture))
+        True
+    """
+    if isinstance(plan, str):
+        plan = make_plan(model2d, plan, example=example, profile=profile, rules=rules)
+    elif rules:
+        plan = plan.with_rules(rules)
+    if not plan.looks_through_time and plan.preset != "frames":
+        raise InflateError(
+            "nothing in the model would look through time",
+            where="inflate",
+            expected="at least one convolution whose kernel is larger than its stride",
+            got=f"{plan.model} with preset {plan.preset}: "
+            + (", ".join({layer.layer for layer in plan}) or "no layers"),
+            fix='take preset "frames" if frames alone are what you want, or give a layer time by a rule',
+        )
+    return build(plan, model2d, time_pool=time_pool)
+
+
+def deflate(model3d: Inflated) -> nn.Module:
+    """Give the 2D model back: kernels summed over time, everything else as it is now; shares no memory.
+
+    Raises:
+        InflateError: A kernel was initialized at random, so that no 2D kernel stands behind it.
+    """
+    for layer in model3d.plan:
+        if layer.action == "inflate" and layer.profile == "random":
+            raise InflateError(
+                "a random kernel has no 2D kernel behind it",
+                where=f"deflate, layer {layer.path}",
+                expected="profiles that lay a 2D kernel out in time",
+                got="profile random",
+                fix="inflate with another profile",
+            )
+    net = copy.deepcopy(model3d).net
+    for module in net.modules():
+        if isinstance(module, Adapted):
+            module.deflate_()
+    return net
+
+
+def pictures_like(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Make three different pictures `[3, c, h, w]` of the model's dtype, on its device, always the same ones."""
+    values = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, *shape, generator=generator).to(values)
+
+
+def input_shape_of(model2d: nn.Module) -> tuple[int, int, int]:
+    """Read `(c, h, w)` from timm's or Hugging Face's configuration of a model, else 3x224x224."""
+    timm_config = getattr(model2d, "pretrained_cfg", None) or getattr(model2d, "default_cfg", None) or {}
+    if timm_config.get("input_size"):
+        channels, height, width = timm_config["input_size"]
+        return int(getattr(model2d, "in_chans", channels)), int(height), int(width)
+    config = getattr(model2d, "config", None)
+    size = getattr(config, "image_size", None)
+    if isinstance(size, int):
+        return int(getattr(config, "num_channels", 3)), size, size
+    return 3, 224, 224
+
+
+def _module_of(net: nn.Module, layer: LayerPlan) -> nn.Module:
+    try:
+        module = net.get_submodule(layer.path)
+    except AttributeError:
+        module = None
+    if module is None or adapter_for(type(module)) is None:
+        raise InflateError(
+            "the plan is for another model",
+            where="build",
+            expected=f"a layer {layer.path} of class {layer.layer}",
+            got="no such layer" if module is None else type(module).__name__,
+            fix="make the plan from this very model: make_plan(model2d, preset)",
+        )
+    return module

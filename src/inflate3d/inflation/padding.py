@@ -1,0 +1,40 @@
+"""What stands before the first frame and behind the last one when a kernel looks past the ends of a clip."""
+
+import torch
+from torch import Tensor
+
+from inflate3d.inflation.plan import TimePadding
+
+
+def time_pads(num_frames: int, kernel: int, stride: int, padding: TimePadding) -> tuple[int, int]:
+    """Frames to put before and behind, such that `num_frames` give ceil(num_frames / stride) outputs.
+
+    The present frame is tap (kernel - 1) // 2, and the last tap where `padding` is "causal".
+
+    Example:
+        >>> time_pads(7, 4, 1, "replicate"), time_pads(7, 3, 2, "replicate"), time_pads(7, 3, 1, "causal")
+        ((1, 2), (1, 1), (2, 0))
+    """
+    if padding == "valid":
+        return 0, 0
+    front = kernel - 1 if padding == "causal" else (kernel - 1) // 2
+    needed = (-(-num_frames // stride) - 1) * stride + kernel - num_frames
+    return front, max(needed - front, 0)
+
+
+def pad_time(clip: Tensor, front: int, back: int, padding: TimePadding) -> Tensor:
+    """Lengthen `[b, c, t, h, w]` by frames before and behind: zeros, or the first and the last frame again.
+
+    Example:
+        >>> pad_time(torch.tensor([1.0, 2.0]).view(1, 1, 2, 1, 1), 1, 2, "replicate").flatten().tolist()
+        [1.0, 1.0, 2.0, 2.0, 2.0]
+    """
+    if front == 0 and back == 0:
+        return clip
+    # torch.cat of frames is faster than F.pad(mode="replicate"), and in frame order it keeps channels-last memory
+    frames = clip.transpose(1, 2)
+    first, last = frames[:, :1], frames[:, -1:]
+    if padding == "zeros":
+        first, last = torch.zeros_like(first), torch.zeros_like(last)
+    parts = [first] * front + [frames] + [last] * back
+    return torch.cat(parts, dim=1).transpose(1, 2)

@@ -1,0 +1,206 @@
+"""The Plan: what every layer of a 2D network becomes in time; it prints, compares, and goes to JSON and back."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from inflate3d.errors import InflateError, nearest_names
+
+VERSION = 1
+
+Action = Literal["inflate", "shift", "pool", "clip", "drop", "frame"]
+TimePadding = Literal["replicate", "zeros", "causal", "valid"]
+
+ACTIONS: dict[Action, str] = {
+    "inflate": "a kernel over several frames",
+    "shift": "some channels come from the frame before, some from the one after",
+    "pool": "pools over several frames",
+    "clip": "sees the whole clip at once",
+    "drop": "drops whole clips, not frames",
+    "frame": "works on each frame alone",
+}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer becomes.
+
+    Attributes:
+        path: Its name in the 2D model; empty for the model itself.
+        layer: The name of its class.
+        action: A key of `ACTIONS`.
+        kernel: Height and width of its 2D kernel, in pixels; None for layers without one.
+        time_kernel: Frames that the kernel spans.
+        time_stride: Frames from one output to the next; T frames give ceil(T / time_stride).
+        profile: How the 2D kernel is laid out in time: a name, or the taps.
+        padding: What stands before the first and behind the last frame.
+        batch_factor: Rows of the batch for each frame, where the 2D code merges something else into the batch.
+        rows_inside: Whether these rows stand beside each other (frame by frame), or image by image.
+        reason: Why the layer stays per frame, where that is not plain.
+    """
+
+    path: str
+    layer: str
+    action: Action = "frame"
+    kernel: tuple[int, int] | None = None
+    time_kernel: int = 1
+    time_stride: int = 1
+    profile: str | tuple[float, ...] = "mean"
+    padding: TimePadding = "replicate"
+    batch_factor: int = 1
+    rows_inside: bool = True
+    reason: str = ""
+
+    @property
+    def looks_through_time(self) -> bool:
+        """Whether it mixes neighbouring frames; a gate that sees the whole clip does not tell one from the other."""
+        return self.action == "shift" or self.time_kernel > 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a user wants for the layers whose name matches a pattern; None leaves the preset's choice.
+
+    Attributes:
+        time_kernel: Frames that the kernel spans; 1 leaves the layer per frame.
+        time_stride: Frames from one output to the next.
+        profile: How the 2D kernel is laid out in time.
+        padding: What stands before the first and behind the last frame.
+    """
+
+    time_kernel: int | None = None
+    time_stride: int | None = None
+    profile: str | tuple[float, ...] | None = None
+    padding: TimePadding | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every layer of a 2D model becomes, in the order in which they run.
+
+    Attributes:
+        model: The class of the 2D model.
+        preset: The preset it began with.
+        input_shape: `(c, h, w)` of the picture it was planned with.
+        layers: All layers that could look through time, those that stay per frame included.
+        version: Of the JSON form.
+    """
+
+    model: str
+    preset: str
+    input_shape: tuple[int, int, int]
+    layers: tuple[LayerPlan, ...] = field(repr=False)
+    version: int = VERSION
+
+    def __iter__(self) -> Iterator[LayerPlan]:
+        return iter(self.layers)
+
+    @property
+    def looks_through_time(self) -> bool:
+        """Whether any layer does."""
+        return any(layer.looks_through_time for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "is", "becomes", "kernel t x h x w", "stride t", "profile", "padding")]
+        for layer in self.layers:
+            size = "x".join(map(str, (layer.time_kernel, *layer.kernel))) if layer.kernel else ""
+            profile = layer.profile if isinstance(layer.profile, str) else "custom"
+            timed = layer.action == "inflate"
+            rows.append(
+                (
+                    layer.path or "(model)",
+                    layer.layer,
+                    layer.action + (f" ({layer.reason})" if layer.reason else ""),
+                    size,
+                    str(layer.time_stride) if layer.action in ("inflate", "pool") else "",
+                    profile if timed else "",
+                    layer.padding if timed or layer.action == "shift" else "",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        through = sum(layer.looks_through_time for layer in self.layers)
+        head = f"{self.model}, preset {self.preset}: {through} of {len(self.layers)} layers look through time"
+        return "\n".join([head, *lines])
+
+    def differences(self, other: "Plan") -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
+        """Name the layers in which two plans differ, with what each says of them."""
+        mine = {layer.path: layer for layer in self.layers}
+        theirs = {layer.path: layer for layer in other.layers}
+        names = [*mine, *(name for name in theirs if name not in mine)]
+        return {name: (mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)}
+
+    def with_rules(self, rules: Mapping[str, Rule]) -> "Plan":
+        """Change the layers that a pattern matches (`layer4.*`); the first pattern that matches a layer wins.
+
+        Raises:
+            InflateError: A pattern matches no layer, or asks a layer for what it cannot do.
+        """
+        used: set[str] = set()
+        layers = []
+        for layer in self.layers:
+            pattern = next((pattern for pattern in rules if fnmatchcase(layer.path, pattern)), None)
+            if pattern is None:
+                layers.append(layer)
+                continue
+            used.add(pattern)
+            layers.append(_changed(layer, rules[pattern]))
+        for pattern in rules:
+            if pattern not in used:
+                paths = [layer.path for layer in self.layers]
+                raise InflateError(
+                    "a rule matches no layer that no rule before it matches",
+                    where="rules",
+                    expected="a pattern of layer names, as print(plan) shows them",
+                    got=repr(pattern),
+                    fix=f"did you mean {nearest_names(pattern, paths)}?",
+                )
+        return replace(self, layers=tuple(layers))
+
+    def to_json(self) -> str:
+        """Write the plan as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            InflateError: The text is no plan, or of another version.
+        """
+        try:
+            found = json.loads(text)
+            if found["version"] != VERSION:
+                raise ValueError(f"version {found['version']}")
+            layers = tuple(LayerPlan(**_tuples(layer)) for layer in found["layers"])
+            return Plan(**_tuples({**found, "layers": layers}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InflateError(
+                "this is no plan",
+                where="Plan.from_json",
+                expected=f"JSON as Plan.to_json writes it, version {VERSION}",
+                got=f"{type(error).__name__}: {error}",
+                fix="make it anew with make_plan(model2d, preset)",
+            ) from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _changed(layer: LayerPlan, rule: Rule) -> LayerPlan:
+    wanted = {name: value for name, value in asdict(rule).items() if value is not None}
+    if layer.kernel is None or (layer.action == "frame" and layer.reason and wanted.get("time_kernel", 1) > 1):
+        raise InflateError(
+            "a rule asks for time in a layer that cannot have it",
+            where="rules",
+            expected="a convolution that the engine knows",
+            got=f"{layer.path}: {layer.layer}" + (f" ({layer.reason})" if layer.reason else ""),
+            fix="make the pattern narrower, or teach the engine the layer with @adapts",
+        )
+    changed = replace(layer, **wanted)
+    timed = changed.time_kernel > 1 or changed.time_stride > 1
+    action: Action = "pool" if layer.action == "pool" else "inflate" if timed else "frame"
+    return replace(changed, action=action)

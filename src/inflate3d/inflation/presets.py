@@ -1,0 +1,174 @@
+"""The presets: which layers get time, and how much of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from inflate3d.errors import InflateError
+from inflate3d.inflation.observe import Seen
+from inflate3d.inflation.plan import LayerPlan, TimePadding
+from inflate3d.inflation.profiles import Profile, profile_taps
+
+MAX_TIME_KERNEL = 7
+
+Decide = Callable[[Sequence[Seen]], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a preset treats time.
+
+    Attributes:
+        meaning: One line for the reader.
+        time_kernels: From the layers that ran to the time kernels of those that look through time.
+        context: "clip": gates and per-sample norms see the whole clip; "frame": each frame alone.
+        padding: What stands before the first and behind the last frame.
+        shifts: The chosen layers shift channels in time, and their kernels stay 2D.
+    """
+
+    meaning: str
+    time_kernels: Decide
+    context: str = "clip"
+    padding: TimePadding = "replicate"
+    shifts: bool = False
+
+
+def kernel_of(layer: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a layer's kernel, or None."""
+    size = getattr(layer, "kernel_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) and len(size) == 2 else None
+
+
+def overlaps(layer: nn.Module) -> bool:
+    """Whether neighbouring outputs of a convolution share pixels: neither 1x1 nor a patchify (kernel = stride)."""
+    kernel = kernel_of(layer)
+    stride = getattr(layer, "stride", (1, 1))
+    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    return kernel is not None and any(k > s for k, s in zip(kernel, stride, strict=True)) and max(kernel) > 1
+
+
+def _convolutions(seen: Sequence[Seen]) -> list[Seen]:
+    return [one for one in seen if one.adapter and one.adapter.kind in ("conv", "transposed") and one.batch_factor]
+
+
+def _none(seen: Sequence[Seen]) -> dict[str, int]:
+    return {}
+
+
+def _cubic(seen: Sequence[Seen]) -> dict[str, int]:
+    return {
+        one.path: min(max(kernel_of(one.layer) or (1,)), MAX_TIME_KERNEL)
+        for one in _convolutions(seen)
+        if overlaps(one.layer)
+    }
+
+
+def _blocks(seen: Sequence[Seen]) -> list[Seen]:
+    """Name the first convolution of each block that begins with a pointwise one and has an overlapping one inside.
+
+    A block is the smallest module that holds a pointwise convolution and the overlapping one that runs after it.
+    """
+    convolutions = _convolutions(seen)
+    found: dict[str, Seen] = {}
+    for i, one in enumerate(convolutions):
+        following = next((later for later in convolutions[i + 1 :] if overlaps(later.layer)), None)
+        if kernel_of(one.layer) != (1, 1) or following is None:
+            continue
+        block = _common_module(one.path, following.path)
+        inside = [other for other in convolutions if other.path.startswith(f"{block}.")] if block else []
+        if inside and inside[0] is one:
+            found.setdefault(block, one)
+    return list(found.values())
+
+
+def _common_module(a: str, b: str) -> str:
+    shared = []
+    for left, right in zip(a.split("."), b.split("."), strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return ".".join(shared)
+
+
+def _pointwise_of_every_second_block(seen: Sequence[Seen]) -> dict[str, int]:
+    blocks = _blocks(seen)
+    if not blocks:
+        raise InflateError(
+            "the model has no blocks that begin with a pointwise convolution",
+            where="preset i3d-3x1x1",
+            expected="bottlenecks: 1x1, then a larger kernel, as in ResNet-50 or MobileNet",
+            got="none of them",
+            fix='use preset "video" or "tsm"',
+        )
+    return {block.path: 3 for block in blocks[::2]}
+
+
+def _after_the_stem(seen: Sequence[Seen]) -> dict[str, int]:
+    return {one.path: 3 for one in _convolutions(seen)[1:] if overlaps(one.layer) and one.in_shape[1] >= 8}
+
+
+PRESETS: dict[str, Preset] = {
+    "video": Preset("kernels as long as they are wide (at most 7), no strides in time", _cubic),
+    "i3d-3x1x1": Preset(
+        "3 frames in the first pointwise convolution of every second block", _pointwise_of_every_second_block
+    ),
+    "causal": Preset("as video, looking at the past only", _cubic, "frame", "causal"),
+    "frames": Preset("no kernels in time: each frame alone, the C2D baseline", _none, "frame"),
+    "tsm": Preset(
+        "1/8 of the channels from the frame before, 1/8 from the one after, ahead of every overlapping convolution",
+        _after_the_stem,
+        "frame",
+        shifts=True,
+    ),
+}
+
+
+def decide(seen: Sequence[Seen], preset: Preset, profile: Profile) -> tuple[LayerPlan, ...]:
+    """Write the plan of every layer that could look through time, in the order in which they run."""
+    kernels = preset.time_kernels(seen)
+    plans = []
+    for one in seen:
+        plan = _decide_one(one, kernels.get(one.path, 1), preset, profile)
+        if plan:
+            plans.append(plan)
+    return tuple(plans)
+
+
+def written(profile: Profile, time_kernel: int, padding: TimePadding) -> str | tuple[float, ...]:
+    """Write a profile down as a name or as taps, so that a plan can go to JSON."""
+    if isinstance(profile, str):
+        return profile
+    center = time_kernel - 1 if padding == "causal" else None
+    return tuple(profile_taps(profile, time_kernel, center=center).tolist())
+
+
+def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
+    one: Seen, time_kernel: int, preset: Preset, profile: Profile
+) -> LayerPlan | None:
+    kind, kernel = one.adapter.kind if one.adapter else None, kernel_of(one.layer)
+    plan = LayerPlan(
+        one.path,
+        type(one.layer).__name__,
+        kernel=kernel,
+        profile=profile if isinstance(profile, str) else "custom",
+        padding=preset.padding,
+        batch_factor=max(one.batch_factor, 1),
+        rows_inside=one.rows_inside,
+    )
+    if one.batch_factor == 0 and (kind or kernel):
+        return replace(plan, reason="its batch does not grow with the pictures")
+    if kind in ("conv", "transposed"):
+        if time_kernel > 1 and preset.shifts:
+            return replace(plan, action="shift")
+        laid_out = written(profile, time_kernel, preset.padding)
+        return replace(plan, action="inflate", time_kernel=time_kernel, profile=laid_out) if time_kernel > 1 else plan
+    if kind == "gate":
+        return replace(plan, action="clip" if preset.context == "clip" else "frame")
+    if kind == "drop":
+        return replace(plan, action="drop")
+    if isinstance(one.layer, nn.Conv2d | nn.ConvTranspose2d):
+        return replace(plan, reason="of a type that no adapter knows")
+    return plan if kernel and max(kernel) > 1 else None

@@ -1,0 +1,305 @@
+"""The proof: on a still clip the 3D model answers as the 2D model does, and on a moving one it sees the motion."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from inflate3d.inflation.adapters import InflatedConv2d
+from inflate3d.inflation.build import Inflated, build, deflate, pictures_like
+
+EXACT = 1e-9  # relative, float64
+CASTING = 1e-5  # where the 2D code itself goes down to float32 on the way
+SINGLE = 1e-5  # relative, float32, at least
+DEFLATED = 1e-6
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law that was tested.
+
+    Attributes:
+        law: What was claimed.
+        holds: Whether it does.
+        error: The largest relative error found, or 0 where the law is not about numbers.
+        limit: The error allowed.
+        where: On which clips, or where it broke.
+    """
+
+    law: str
+    holds: bool
+    error: float
+    limit: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A certificate: what was tested on a 3D model, and what was found.
+
+    Attributes:
+        model: Class of the 2D model.
+        preset: Preset of the plan.
+        layers_through_time: How many layers mix frames; where it is 0 the proof is trivial.
+        checks: In the order in which they were made.
+    """
+
+    model: str
+    preset: str
+    layers_through_time: int
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every law holds."""
+        return all(check.holds for check in self.checks)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}, preset {self.preset}, {self.layers_through_time} layers look through time: "
+            + ("PROVED" if self.holds else "NOT PROVED")
+        ]
+        for check in self.checks:
+            mark = "holds" if check.holds else "FAILS"
+            lines.append(f"  {mark}  {check.law}: error {check.error:.1e}, allowed {check.limit:.0e}  ({check.where})")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Write the certificate as JSON."""
+        return json.dumps({**asdict(self), "holds": self.holds}, indent=1)
+
+
+def prove(
+    model2d: nn.Module, model3d: Inflated, *, example: Tensor | None = None, lengths: Sequence[int] = (1, 5, 8)
+) -> Proof:
+    """Test that a 3D model lost nothing of the 2D model it was inflated from.
+
+    Args:
+        model2d: The 2D model; left as it is.
+        model3d: What `inflate` made of it; left as it is.
+        example: A picture `[1, c, h, w]`; else one of the size the plan was made with. It is made two different ones.
+        lengths: Frames of the still clips.
+
+    Example:
+        >>> from inflate3d.inflation.build import inflate
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+        >>> picture = torch.rand(1, 3, 11, 13)
+        >>> prove(model2d, inflate(model2d, example=picture), example=picture).holds
+        True
+    """
+    shape = tuple(example.shape[1:]) if example is not None else model3d.plan.input_shape
+    flat, deep = copy.deepcopy(model2d).eval(), copy.deepcopy(model3d).eval()
+    flat64 = copy.deepcopy(flat).double()
+    # kernels laid out in float32 are rounded: the law is tested on the same plan carried out in float64
+    deep64 = build(deep.plan, flat64)
+    pictures = pictures_like(flat, shape)[:2]
+    checks = [
+        _still_float64(flat64, deep64, pictures.double(), lengths),
+        _still_float32(flat, deep, pictures, lengths),
+        _deflates(flat, deep),
+        _batch_norm_trains(flat64, deep64, pictures.double()),
+        _state_dict_returns(flat, deep, pictures),
+        _sees_motion(deep64, pictures.double()),
+    ]
+    through = sum(layer.looks_through_time for layer in model3d.plan)
+    return Proof(model3d.plan.model, model3d.plan.preset, through, tuple(check for check in checks if check))
+
+
+def _still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+    with _FindsSingles() as finder, torch.no_grad():
+        answer = flat(pictures)
+    limit = CASTING if finder.found else EXACT
+    where = f"T = {', '.join(map(str, lengths))}" + ("; the 2D code casts to float32" if finder.found else "")
+    error = max(_still_error(answer, deep, pictures, length) for length in lengths)
+    if not error <= limit:
+        where = f"first differs at {_first_difference(flat, deep, pictures, limit)}"
+    return Check("a still clip, every frame, float64", error <= limit, error, limit, where)
+
+
+def _still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+    pictures = pictures.float()
+    flat, deep = flat.float(), deep.float()
+    with torch.no_grad():
+        answer, ten = flat(pictures), flat(pictures[:1].expand(10, -1, -1, -1))
+        alone = flat(pictures[:1])
+    own = max((_relative(a[:1], b[:1]) for a, b in _pairs(ten, alone)), default=0.0)
+    limit = max(SINGLE, 5 * own)
+    error = max(_still_error(answer, deep, pictures, length) for length in lengths)
+    return Check(
+        "a still clip, every frame, float32", error <= limit, error, limit, f"T = {', '.join(map(str, lengths))}"
+    )
+
+
+def _still_error(answer: Any, deep: Inflated, pictures: Tensor, length: int) -> float:
+    """Compare every frame of the answer to a still clip with the answer to the picture."""
+    clip = pictures.unsqueeze(2).repeat(1, 1, length, 1, 1)
+    with torch.no_grad(), _per_step(deep):
+        answer3d = deep(clip)
+    forms = deep.outputs_of("forward").forms
+    errors = [0.0]
+    for (a, b), form in zip(_pairs(answer, answer3d, all_leaves=True), forms, strict=True):
+        if form != "same":
+            time_axis = 2 if form == "map" else 1
+            errors.append(_relative(a.unsqueeze(time_axis).expand_as(b), b) if b.ndim > a.ndim else float("inf"))
+    return max(errors)
+
+
+def _deflates(flat: nn.Module, deep: Inflated) -> Check | None:
+    law = "deflate gives the 2D weights back"
+    if any(layer.profile == "random" for layer in deep.plan):
+        return None
+    back, wanted = deflate(deep).state_dict(), flat.state_dict()
+    if back.keys() != wanted.keys():
+        return Check(law, False, float("inf"), DEFLATED, f"names differ: {sorted(back.keys() ^ wanted.keys())[:3]}")
+    errors = {name: _relative(wanted[name], back[name]) for name in wanted if wanted[name].is_floating_point()}
+    worst = max(errors, key=errors.__getitem__, default="no weights")
+    error = errors.get(worst, 0.0)
+    return Check(law, error <= DEFLATED, error, DEFLATED, worst)
+
+
+def _batch_norm_trains(flat: nn.Module, deep: Inflated, pictures: Tensor) -> Check | None:
+    """With batch norm in training mode, outputs and running means agree; running variances up to n / (n - 1)."""
+    flat, deep = copy.deepcopy(flat), copy.deepcopy(deep)
+    norms = [(a, b) for a, b in zip(flat.modules(), deep.net.modules(), strict=True) if _has_statistics(a)]
+    if not norms:
+        return None
+    for pair in norms:
+        for norm in pair:
+            setattr(norm.train(), "momentum", 1.0)  # noqa: B010 - typed as a module; the statistics of this one batch
+    with torch.no_grad():
+        answer = flat(pictures)
+    error = _still_error(answer, deep, pictures, 5)
+    means = [_relative(a.get_buffer("running_mean"), b.get_buffer("running_mean")) for a, b in norms]
+    error, limit = max(error, *means), 1e-6  # training mode divides by small batch deviations
+    return Check("batch norm in training mode: outputs, running means", error <= limit, error, limit, "T = 5")
+
+
+def _state_dict_returns(flat: nn.Module, deep: Inflated, pictures: Tensor) -> Check:
+    again = build(deep.plan, flat)
+    again.net.load_state_dict(deep.net.state_dict())
+    clip = torch.stack([pictures, pictures.flip(-1), pictures.flip(-2)], dim=2)
+    with torch.no_grad():
+        error = max((_relative(a, b) for a, b in _pairs(deep(clip), again.eval()(clip))), default=0.0)
+    names = list(deep.net.state_dict()) == list(flat.state_dict())
+    where = "same names as in 2D" if names else "the names differ from those in 2D"
+    return Check("the state dict restores the model", names and error <= SINGLE, error, SINGLE, where)
+
+
+def _sees_motion(deep: Inflated, pictures: Tensor) -> Check | None:
+    """With random taps, another order of the frames gives another answer, and with none of them it does not."""
+    deep = copy.deepcopy(deep)
+    generator = torch.Generator().manual_seed(1)
+    for module in deep.modules():
+        if isinstance(module, InflatedConv2d) and module.plan.action == "inflate":
+            taps = torch.rand(module.plan.time_kernel, generator=generator) * 2
+            module.weight.data *= taps.to(module.weight)[:, None, None]
+    frames = [pictures, pictures.flip(-1), pictures.flip(-2), pictures.flip(-1, -2), pictures * 0.5]
+    order = [2, 0, 3, 1, 4]  # no reversal: averages over time cannot tell a clip from its reverse
+    with torch.no_grad():
+        answer = deep(torch.stack(frames, dim=2))
+        moved = deep(torch.stack([frames[i] for i in order], dim=2))
+    vectors = [
+        pair
+        for pair, form in zip(_pairs(answer, moved, all_leaves=True), deep.outputs_of("forward").forms, strict=True)
+        if form == "vector"
+    ]
+    if not vectors or deep.time_pool == "none":
+        return None
+    change = max(_relative(a, b) for a, b in vectors)
+    mixes = deep.plan.looks_through_time
+    holds = change > 1e-7 if mixes else change < EXACT
+    law = "frames in another order change the answer" if mixes else "frames in another order leave the answer alone"
+    return Check(
+        law,
+        holds,
+        change,
+        1e-7 if mixes else EXACT,
+        "random taps, 5 frames; the change must be larger" if mixes else "5 frames",
+    )
+
+
+def _first_difference(flat: nn.Module, deep: Inflated, pictures: Tensor, limit: float) -> str:
+    """Name the first layer, in order of execution, whose output on a still clip differs from the 2D one."""
+    outputs2d: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), _outputs_into(flat, outputs2d):
+        flat(pictures)
+    length = 5
+    outputs3d: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), _outputs_into(deep.net, outputs3d):
+        deep(pictures.unsqueeze(2).repeat(1, 1, length, 1, 1))
+    for path, tensors in outputs3d.items():
+        for a, b in zip(outputs2d.get(path, []), tensors, strict=False):
+            repeats = b.shape[0] / a.shape[0]
+            if not repeats.is_integer() or a.shape[1:] != b.shape[1:]:
+                return f"{path}: {list(b.shape)} for {list(a.shape)}"
+            expected = a.unflatten(0, (len(pictures), -1)).repeat_interleave(int(repeats), dim=0).flatten(0, 1)
+            if not _relative(expected, b) <= limit:
+                return path or "the model itself"
+    return "no layer, but the output"
+
+
+@contextmanager
+def _outputs_into(model: nn.Module, found: dict[str, list[Tensor]]) -> Iterator[None]:
+    def listen(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def heard(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim and output.is_floating_point():
+                found.setdefault(path, []).append(output.clone())
+
+        return heard
+
+    handles = [module.register_forward_hook(listen(path)) for path, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _per_step(deep: Inflated) -> Iterator[None]:
+    pool, deep.time_pool = deep.time_pool, "none"
+    try:
+        yield
+    finally:
+        deep.time_pool = pool
+
+
+class _FindsSingles(TorchFunctionMode):
+    """Notices whether a float64 run makes float32 numbers on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            self.found = True
+        return result
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+def _pairs(a: Any, b: Any, *, all_leaves: bool = False) -> list[tuple[Tensor, Tensor]]:
+    pairs = list(zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True))
+    return pairs if all_leaves else [pair for pair in pairs if isinstance(pair[0], Tensor)]
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    """Largest difference over largest value; infinite where shapes differ or a number is none."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    error = float((expected.double() - found.double()).abs().max() / scale)
+    return error if error == error else float("inf")  # noqa: PLR0124 - NaN is not equal to itself

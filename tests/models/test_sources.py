@@ -1,0 +1,205 @@
+"""2D models are found by name, with the weights that were asked for, and nothing is fetched in silence."""
+
+import socket
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from inflate3d.errors import InflateError
+from inflate3d.models.sources import example_shape, find_2d_model
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def tiny(num_classes=5):\n"
+        "    return nn.Sequential(nn.Conv2d(3, num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()\n"
+        "def nothing():\n    return 'tiny'\n"
+    )
+    (tmp_path / "my_broken_nets.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "outputs"),
+    [
+        ("timm/test_resnet", {}, (3, 160, 160), 1000),
+        ("timm/test_vit", {"in_chans": 1, "num_classes": 7, "img_size": 96}, (1, 96, 96), 7),
+        ("timm/test_resnet.r160_in1k", {"in_chans": 5}, (5, 160, 160), 1000),
+        ("torchvision/squeezenet1_1", {"num_classes": 7}, (3, 224, 224), 7),
+        ("torchvision/googlenet", {}, (3, 224, 224), 1000),
+        ("torchvision/inception_v3", {}, (3, 299, 299), 1000),
+    ],
+)
+def test_a_name_gives_a_model_and_its_picture(offline, name, options, shape, outputs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = find_2d_model(name, **options)
+    assert not model.training
+    assert example_shape(model, name) == shape
+    with torch.inference_mode():
+        assert model(torch.zeros(1, *shape)).shape == (1, outputs)
+    assert not [child for child, _ in model.named_children() if child.lower().startswith("aux")]
+
+
+def test_a_segmentation_network_downloads_no_backbone(offline):
+    name = "torchvision/lraspp_mobilenet_v3_large"
+    model = find_2d_model(name, num_classes=5)
+    assert example_shape(model, name) == (3, 520, 520)
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 65, 67))["out"].shape == (1, 5, 65, 67)
+
+
+def test_a_function_of_ones_own(own_module):
+    model = find_2d_model("my_nets:tiny", num_classes=7)
+    assert not model.training
+    assert model(torch.zeros(2, 3, 11, 13)).shape == (2, 7)
+    assert example_shape(model, "my_nets:tiny") == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (SimpleNamespace(image_size=96), (3, 96, 96)),
+        (SimpleNamespace(image_size=[96, 128], num_channels=1), (1, 96, 128)),
+        (SimpleNamespace(vision_config=SimpleNamespace(image_size=(336,), num_channels=3)), (3, 336, 336)),
+        (SimpleNamespace(hidden_size=7), (3, 224, 224)),
+    ],
+)
+def test_hugging_face_configs_are_read(config, shape):
+    model = nn.Identity()
+    model.config = config
+    assert example_shape(model) == shape
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "trainer.pt", "ddp.pth"])
+def test_weights_come_from_a_file(own_module, tmp_path, kind):
+    state = {name: torch.randn_like(value) for name, value in find_2d_model("my_nets:tiny").state_dict().items()}
+    file = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(state, file)
+    else:
+        saved = {"pth": state, "trainer.pt": {"state_dict": state, "epoch": 3}}.get(kind)
+        torch.save(saved or {"model": {f"module.{name}": value for name, value in state.items()}}, file)
+    model = find_2d_model("my_nets:tiny", weights=file)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_files_with_the_extra_heads_of_training_fit(tmp_path):
+    from torchvision.models import get_model
+
+    full = get_model("googlenet", weights=None, init_weights=False)
+    torch.save(full.state_dict(), tmp_path / "full.pth")
+    model = find_2d_model("torchvision/googlenet", weights=tmp_path / "full.pth")
+    picture = torch.randn(1, 3, 97, 101)
+    with torch.inference_mode():
+        assert torch.equal(model(picture), full.eval()(picture))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("timm/resnet5", "timm/resnet50"),
+        ("torchvision/mobilenet_v4", "torchvision/mobilenet_v2"),
+        ("torchvision/r3d_18", "torchvision/"),
+        ("torchvision/fasterrcnn_resnet50_fpn", "torchvision/fcn_resnet50"),
+        ("tim/resnet50", "timm/resnet50"),
+        ("resnet50", "timm/resnet50"),
+        ("", "did you mean"),
+        ("timm/", "did you mean"),
+        ("timm/hf-hub:someone/something", "did you mean"),
+        ("my_nets:tny", "my_nets:tiny"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(own_module, name, nearest):
+    with pytest.raises(InflateError, match=rf"no 2D model of this name(.*\n)+.*{nearest}"):
+        find_2d_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("my_net:tiny", {}, "no module of that name\n.*\n.*'my_net'\n.*PYTHONPATH"),
+        ("my_nets:nothing", {}, "something else than a model\n.*\n.*str: 'tiny'"),
+        ("my_nets:tiny", {"weights": "pretrained"}, "your own function decides on its weights"),
+        (
+            "my_nets:tiny",
+            {"weights": "pretraind"},
+            "cannot be read\n.*'none', 'pretrained', or a file.*\n.*No such file",
+        ),
+        ("timm/test_resnet.nonsense", {}, "the model cannot be built\n.*\n.*Invalid pretrained tag"),
+        ("timm/test_vit", {"nonsense": 3}, "the model cannot be built\n.*\n.*nonsense"),
+        ("torchvision/alexnet", {"nonsense": 3}, "the model cannot be built\n.*\n.*nonsense"),
+        (
+            "torchvision/alexnet",
+            {"weights": "pretrained"},
+            "cannot be had\n.*\n.*no network in this test\n.*pass a file",
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_told(own_module, offline, name, arguments, message):
+    with pytest.raises(InflateError, match=message):
+        find_2d_model(name, **arguments)
+
+
+def test_pretrained_weights_of_timm_are_asked_for_and_may_be_missing(monkeypatch):
+    def create(name, *, pretrained):
+        assert (name, pretrained) == ("test_resnet", True)
+        raise RuntimeError("No pretrained weights exist for test_resnet.")
+
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(InflateError, match=r"cannot be had\n.*\n.*No pretrained weights exist"):
+        find_2d_model("timm/test_resnet", weights="pretrained")
+
+
+def test_a_module_that_does_not_import_says_so_itself(own_module):
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        find_2d_model("my_broken_nets:tiny")
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Trap(), "the weights cannot be read(.*\n)+.*tensors alone"),
+        ([torch.zeros(3)], "the file holds no state dict\n.*\n.*list"),
+        ({"epoch": 3}, r"the file holds no state dict\n.*\n.*dict with \['epoch'\]"),
+        (
+            {"0.weight": torch.zeros(5, 3, 1, 1)},
+            r"do not fit\n(.*\n)*.*0.weight: \[5, 3, 1, 1\], the model wants \[5, 3, 3, 3\]",
+        ),
+        ({"fc.weight": torch.zeros(5)}, "fc.weight: not of this model\n.*in all 3 faults"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(own_module, tmp_path, capsys, content, message):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InflateError, match=message):
+        find_2d_model("my_nets:tiny", weights=tmp_path / "file.pth")
+    assert "this ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["file.safetensors", "file.pth"])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x02" + bytes(50), b"PK\x03\x04" + bytes(50)])
+def test_damaged_files_are_refused(own_module, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InflateError, match="the weights cannot be read"):
+        find_2d_model("my_nets:tiny", weights=tmp_path / name)

@@ -48,7 +48,7 @@ def test_every_profile_is_exact(profile):
     torch.testing.assert_close(model3d(still(picture, 5)), model2d(picture), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"i3d"}))
 def test_each_preset_looks_where_it_says(preset):
     """What the present frame's answer depends on, by gradient."""
     model3d = inflate(residual(), preset, example=PICTURE, time_pool="none")

@@ -136,7 +136,7 @@ def test_any_clip_gives_what_the_second_writing_gives(name, time_kernel, stride,
 def test_the_length_of_time(padding):
     conv2d = nn.Conv2d(2, 3, 1)
     for time_kernel in (1, 2, 3, 4, 7):
-        for stride in (1, 2, 3, 5):
+        for stride in (1, 2, 3):
             conv3d = inflate_conv(conv2d, time_kernel, time_stride=stride, time_padding=padding)
             for frames in range(time_kernel if padding == "valid" else 1, 10):
                 length = (frames - time_kernel) // stride + 1 if padding == "valid" else -(-frames // stride)
@@ -367,7 +367,15 @@ def test_transposed_convolutions_repeat_pictures_too(profile):
     picture = torch.randn(2, 17, 5, 7, dtype=torch.float64)
     out = up3d(picture[:, :, None].expand(-1, -1, 6, -1, -1))
     assert out.shape[2] == 12
-    close(out[:, :, 1:-1], up2d(picture)[:, :, None].expand_as(out[:, :, 1:-1]))
+    inside = out if profile == "center" else out[:, :, 1:-1]  # torch pads with zeros
+    close(inside, up2d(picture)[:, :, None].expand_as(inside))
+
+
+def test_groups_matter_where_channels_differ():
+    conv2d, conv3d = make("depthwise"), nn.Conv3d(17, 34, 3, padding=1, groups=17).double()
+    load_2d_into(conv3d, conv2d.state_dict(), profile="shift")
+    assert torch.equal(conv3d.weight, inflate_conv(conv2d, 3, profile="shift").weight)
+    assert conv3d.weight[:, 0].sum((2, 3)).ne(0).int().argmax(1).tolist() == [2] * 4 + [0] * 4 + [1] * 26
 
 
 def test_random_fills_and_half_precision_checkpoints():

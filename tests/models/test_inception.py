@@ -55,6 +55,10 @@ def randomize(model, seed=0):
     return model.eval()
 
 
+# The acceptance bound is 2e-4. Measured: 2e-5 at most, on one machine; what README promises leaves room for others.
+LOGITS_TOLERANCE = 5e-5
+
+
 @pytest.mark.weights
 @pytest.mark.parametrize("size", GOLDEN)
 def test_golden_numbers(kinetics_i3d, size):
@@ -62,7 +66,7 @@ def test_golden_numbers(kinetics_i3d, size):
     names = [name for name in golden if name != "logits"]
     with torch.inference_mode():
         found = kinetics_i3d.endpoints(golden_clip(*map(int, size.split("x"))), names)
-    assert (found["Logits"][0] - torch.tensor(golden["logits"])).abs().max() < 2e-4
+    assert (found["Logits"][0] - torch.tensor(golden["logits"])).abs().max() < LOGITS_TOLERANCE
     for name in names:
         value = found[name].movedim(1, -1).double()
         assert list(value.shape) == golden[name]["shape"]
@@ -148,20 +152,52 @@ def test_channels_last_memory_and_compilation_change_nothing():
     torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
 
 
+def from_black(value):
+    """A clip that is in order up to the last pixel of its last frame."""
+    clip = torch.zeros(1, 3, 9, 193, 193)
+    clip[..., -1, -1, -1] = value
+    return clip
+
+
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
-        (torch.zeros(3, 9, 193, 193), "the clip has other axes"),
-        (torch.zeros(1, 2, 9, 193, 193), "the clip has other axes"),
+        (torch.zeros(3, 9, 193, 193), r"another number of axes(.|\n)*clip\[None\]"),
+        (torch.zeros(1, 2, 9, 193, 193), r"another number of channels(.|\n)*red, green, blue"),
+        (np.zeros((1, 3, 9, 193, 193), np.float32), r"no tensor(.|\n)*ndarray(.|\n)*from_numpy"),
         (torch.zeros(1, 3, 9, 193, 193, dtype=torch.uint8), "whole numbers"),
         (torch.zeros(1, 3, 8, 193, 193), r"too short(.|\n)*t >= 9(.|\n)*\[1, 3, 8"),
         (torch.zeros(1, 3, 9, 10, 193), r"too small(.|\n)*h >= 193"),
         (torch.full((1, 3, 9, 193, 193), 255.0), r"leave the range -1..1(.|\n)*255"),
+        (from_black(255.0), r"leave the range -1..1(.|\n)*values in 0..255"),
+        (from_black(-2.0).requires_grad_(), r"leave the range -1..1(.|\n)*values in -2..0"),
+        (from_black(float("nan")).bfloat16(), r"leave the range -1..1(.|\n)*nan(.|\n)*look for NaN"),
     ],
 )
 def test_wrong_clips_are_refused_with_a_way_out(clip, message):
     with pytest.raises(InflateError, match=message):
         InceptionI3d(7).eval()(clip)
+
+
+def test_a_flow_network_asks_for_optical_flow():
+    with pytest.raises(InflateError, match=r"another number of channels(.|\n)*optical flow"):
+        InceptionI3d(7, 2).eval()(torch.zeros(1, 3, 9, 193, 193))
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 2.5}, {"in_channels": True}])
+def test_a_network_without_classes_or_channels_is_refused(options):
+    with pytest.raises(InflateError, match="there is no such network"):
+        InceptionI3d(**options)
+
+
+def test_names_and_classes_are_of_one_number():
+    with pytest.raises(InflateError, match=r"there is no such network(.|\n)*num_classes=3(.|\n)*2 class_names"):
+        InceptionI3d(3, class_names=("run", "jump"))
+
+
+def test_one_endpoint_may_be_named_alone():
+    with torch.device("meta"):
+        assert list(InceptionI3d().eval().endpoints(torch.empty(1, 3, 9, 193, 193), "Mixed_3b")) == ["Mixed_3b"]
 
 
 def test_an_unknown_endpoint_is_refused_with_the_nearest_names():

@@ -161,22 +161,56 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):  # type: igno
 
 
 def shift_channels(clip: Tensor, padding: TimePadding) -> Tensor:
-    """Take the first eighth of the channels from the frame before and the second eighth from the one after.
+    """Take the first eighth of the channels from the frame after and the second eighth from the one before.
 
-    Source: Lin et al. 2019, TSM, section 4; the ends repeat the border frame, where TSM has zeros, so that a still
-    clip stays as it is. A causal plan takes nothing from the frame after.
+    Source: Lin et al. 2019, TSM, section 4, in the order of its code; the ends repeat the border frame, where TSM has
+    zeros, so that a still clip stays as it is. A causal plan takes the first eighth from the frame before, no other.
 
     Example:
         >>> clip = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 8, 3, 1, 1)
         >>> shift_channels(clip, "replicate")[0, :3, :, 0, 0].tolist()
-        [[0.0, 0.0, 1.0], [1.0, 2.0, 2.0], [0.0, 1.0, 2.0]]
+        [[1.0, 2.0, 2.0], [0.0, 0.0, 1.0], [0.0, 1.0, 2.0]]
     """
     eighth = clip.shape[1] // 8
-    before, after, still = clip.split([eighth, eighth, clip.shape[1] - 2 * eighth], dim=1)
-    before = pad_time(before, 1, 0, padding)[:, :, :-1]
-    if padding != "causal":
-        after = pad_time(after, 0, 1, padding)[:, :, 1:]
-    return torch.cat([before, after, still], dim=1)
+    first, second, still = clip.split([eighth, eighth, clip.shape[1] - 2 * eighth], dim=1)
+    if padding == "causal":
+        return torch.cat([pad_time(first, 1, 0, padding)[:, :, :-1], second, still], dim=1)
+    ahead, back = pad_time(first, 0, 1, padding)[:, :, 1:], pad_time(second, 1, 0, padding)[:, :, :-1]
+    return torch.cat([ahead, back, still], dim=1)
+
+
+class PooledInTime(Adapted):
+    """A pool over several frames: the 2D layer's own pool on every frame, then the same over the frames.
+
+    What a maximum or a mean over a box is, taken one axis after the other.
+    """
+
+    kind = "pool"
+    takes_maximum: ClassVar[bool]
+
+    def through_time(self, x: Tensor) -> Tensor:
+        """Pool `[b, c, t, h, w]` in space, then in time."""
+        plan = self.plan
+        frames: Tensor = self.two_dimensional().forward(self, clip_to_frames(x))
+        clip = frames_to_clip(frames, x.shape[0])
+        front, back = time_pads(clip.shape[2], plan.time_kernel, plan.time_stride, plan.padding)
+        pool = F.max_pool3d if self.takes_maximum else F.avg_pool3d
+        # a repeated border frame lies in the window already, so it changes no maximum
+        return pool(pad_time(clip, front, back, plan.padding), (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1))
+
+
+@adapts(nn.MaxPool2d)
+class MaxPooledInTime(PooledInTime, nn.MaxPool2d):
+    """A maximum over several frames."""
+
+    takes_maximum = True
+
+
+@adapts(nn.AvgPool2d)
+class AvgPooledInTime(PooledInTime, nn.AvgPool2d):
+    """A mean over several frames."""
+
+    takes_maximum = False
 
 
 class WholeClip(Adapted):

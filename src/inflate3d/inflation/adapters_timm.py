@@ -1,16 +1,17 @@
 """Layers of timm that change when time comes in."""
 
+import torch
 import torch.nn.functional as F
 from timm import layers
-from timm.layers import DropPath
+from timm.layers import DropPath, pool2d_same
 from timm.layers.padding import pad_same
 from timm.models import _efficientnet_blocks as efficientnet
 from torch import Tensor, nn
 
-from inflate3d.inflation.adapters import InflatedConv2d, WholeClip, WholeClipDrop, adapts
+from inflate3d.inflation.adapters import InflatedConv2d, PooledInTime, WholeClip, WholeClipDrop, adapts
 from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.kernels import inflate_weight
 from inflate3d.inflation.plan import LayerPlan
-from inflate3d.inflation.profiles import profile_taps
 
 
 @adapts(layers.Conv2dSame)
@@ -32,10 +33,13 @@ class WeightStandardized(InflatedConv2d):
     @classmethod
     def take_over(cls, layer: nn.Module, plan: LayerPlan, fold: Fold) -> None:
         """Repeat the weight in time and keep the taps of the profile beside it."""
+        ones = torch.ones_like(layer.get_parameter("weight")[:, :, :1, :1])
         super().take_over(layer, plan, fold)
-        assert isinstance(layer, WeightStandardized)
-        taps = profile_taps(plan.profile, plan.time_kernel, center=layer.present_tap()).to(layer.weight)
-        layer.register_buffer("taps", taps.view(-1, 1, 1), persistent=False)
+        if plan.action == "inflate":
+            assert isinstance(layer, WeightStandardized)
+            center = layer.present_tap()
+            taps = inflate_weight(ones, plan.time_kernel, profile=plan.profile, center=center, groups=layer.groups)
+            layer.register_buffer("taps", taps, persistent=False)
 
     def inflated_weight(self) -> Tensor:
         """Repeat the 2D weight in time."""
@@ -48,7 +52,7 @@ class WeightStandardized(InflatedConv2d):
     def deflate_(self) -> None:
         """Forget the taps as well."""
         super().deflate_()
-        del self._buffers["taps"]
+        self._buffers.pop("taps", None)
         self._non_persistent_buffers_set.discard("taps")
 
     def standard_gain(self) -> Tensor | None:
@@ -96,6 +100,27 @@ class InflatedScaledStdConv2d(ScaledStandardized, layers.ScaledStdConv2d):  # ty
 @adapts(layers.ScaledStdConv2dSame)
 class InflatedScaledStdConv2dSame(ScaledStandardized, layers.ScaledStdConv2dSame):  # type: ignore[misc]
     """Scaled weight standardization with TensorFlow's padding (NFNets of DeepMind)."""
+
+
+@adapts(pool2d_same.MaxPool2dSame)
+class MaxPooledInTimeSame(PooledInTime, pool2d_same.MaxPool2dSame):  # type: ignore[misc]
+    """A maximum over several frames, with TensorFlow's padding in space."""
+
+    takes_maximum = True
+
+
+@adapts(layers.AvgPool2dSame)
+class AvgPooledInTimeSame(PooledInTime, layers.AvgPool2dSame):  # type: ignore[misc]
+    """A mean over several frames, with TensorFlow's padding in space."""
+
+    takes_maximum = False
+
+
+@adapts(layers.BlurPool2d)
+class BlurPooledInTime(PooledInTime, layers.BlurPool2d):  # type: ignore[misc]
+    """A blur in space and a mean in time."""
+
+    takes_maximum = False
 
 
 @adapts(DropPath)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -231,11 +231,11 @@ class LoadReport:
         missing_3d: 3D names that kept the values they had.
     """
 
-    inflated: dict[str, str] = field(default_factory=dict)
-    copied: dict[str, str] = field(default_factory=dict)
-    adapted: dict[str, str] = field(default_factory=dict)
-    skipped_2d: dict[str, str] = field(default_factory=dict)
-    missing_3d: tuple[str, ...] = ()
+    inflated: dict[str, str]
+    copied: dict[str, str]
+    adapted: dict[str, str]
+    skipped_2d: dict[str, str]
+    missing_3d: tuple[str, ...]
 
     def __str__(self) -> str:
         lines = [f"{len(self.inflated)} tensors inflated, {len(self.copied)} copied, {len(self.adapted)} adapted"]

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--minutes 10] [--precision fp32]
 
 makes a 1280x720 video with moving noise (H.264, 30 fps) in a temporary folder, predicts it in a process of its own, and
-prints the peak resident memory as the operating system counts it.
+prints the peak resident memory as the operating system counts it; above 1.5 GB it exits with 1.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+LIMIT_BYTES = 1.5e9
 
 
 def make_video(path: Path, minutes: float) -> None:
@@ -42,11 +44,12 @@ def main() -> None:
         command = [sys.executable, "-m", "inflate3d", "predict", str(path), "--precision", arguments.precision]
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts in KiB
     print(
         f"{arguments.minutes:g} minutes of 1280x720, {arguments.precision}: "
-        f"{seconds:.0f} s, peak resident memory {peak:.2f} GiB"
+        f"{seconds:.0f} s, peak resident memory {peak / 2**30:.2f} GiB"
     )
+    sys.exit(peak > LIMIT_BYTES)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import inflate3d
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "inflate3d"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -23,7 +25,7 @@ LAYERS = [
     ["weights"],
     ["models"],
     ["inflation", "clips", "flow"],
-    ["axes", "atomic"],
+    ["axes", "atomic", "checks"],
     ["errors"],
 ]
 HEIGHT = {part: len(LAYERS) - row for row, parts in enumerate(LAYERS) for part in parts}
@@ -54,12 +56,39 @@ def imports(path: Path, *, inside_functions: bool) -> set[str]:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: imports are written in full"
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            known = {module_name(file) for file in FILES}
-            found |= (submodules & known) or {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are written in full"
+            found |= {home_of(node.module, alias.name) for alias in node.names}
     return found
+
+
+def home_of(module: str, name: str) -> str:
+    """The module that `from module import name` needs: a submodule, the home of a public name, or `module` itself."""
+    if module == "inflate3d" and name in inflate3d._HOMES:
+        return f"inflate3d.{inflate3d._HOMES[name]}"
+    return f"{module}.{name}" if f"{module}.{name}" in {module_name(file) for file in FILES} else module
+
+
+@pytest.mark.parametrize(
+    ("code", "module"),
+    [
+        ("from inflate3d import predict", "inflate3d.results.predict"),
+        ("from inflate3d.clips import video", "inflate3d.clips.video"),
+        ("from inflate3d.clips.video import open_frames", "inflate3d.clips.video"),
+        ("import inflate3d.cli", "inflate3d.cli"),
+        ("def f():\n    from inflate3d import load", "inflate3d.weights.load"),
+    ],
+)
+def test_an_import_is_traced_to_its_home(tmp_path, code, module):
+    (tmp_path / "file.py").write_text(code)
+    assert imports(tmp_path / "file.py", inside_functions=True) == {module}
+
+
+@pytest.mark.parametrize("code", ["from . import video", "from .video import open_frames"])
+def test_relative_imports_are_refused(tmp_path, code):
+    (tmp_path / "file.py").write_text(code)
+    with pytest.raises(AssertionError, match="written in full"):
+        imports(tmp_path / "file.py", inside_functions=True)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -115,9 +144,16 @@ def test_functions_have_at_most_six_parameters(path):
             assert count <= 6, f"{path.name}: {node.name} has {count} parameters"
 
 
-def test_the_public_names_are_few_and_real():
-    import inflate3d
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_public_functions_take_at_most_three_parameters_by_position(path):
+    command = path.parent.name == "cli"  # typer passes by name
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not command and not node.name.startswith("_"):
+            names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args) if arg.arg not in {"self", "cls"}]
+            assert len(names) <= 3, f"{path.name}: {node.name}{tuple(names)}: put a * behind the second or third"
 
+
+def test_the_public_names_are_few_and_real():
     assert len(inflate3d.__all__) <= 30
     for name in inflate3d.__all__:
         assert getattr(inflate3d, name) is not None

@@ -1,5 +1,8 @@
 """A file is written whole or not at all."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from inflate3d.atomic import check_writable, replacing
@@ -32,5 +35,46 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, write):
 def test_the_check_before_long_work_leaves_nothing_and_knows_folders(tmp_path):
     check_writable(tmp_path / "new" / "results.json")
     assert list((tmp_path / "new").iterdir()) == []
-    with pytest.raises(InflateError, match="a folder of that name"):
-        check_writable(tmp_path)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(InflateError, match="a folder of that name"):
+            check_writable(folder)
+
+
+def test_the_check_before_long_work_touches_no_file(tmp_path):
+    for name in ("results.json", "results.json.trial"):
+        (tmp_path / name).write_text("mine")
+    check_writable(tmp_path / "results.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("results.json", "results.json.trial"), "mine"
+    )
+
+
+def test_a_link_goes_on_pointing_and_permissions_stay(tmp_path):
+    target, link = tmp_path / "target.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    target.chmod(0o604)
+    link.symlink_to(target)
+    with replacing(link) as draft:
+        draft.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o604
+
+
+def test_a_new_file_gets_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "other").touch()
+    with replacing(tmp_path / "mine") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "mine").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_pipes_are_written_into(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_writable(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(pipe) as draft:
+        draft.write_text("new")
+    assert os.read(reader, 99) == b"new"
+    os.close(reader)
+    assert pipe.is_fifo()

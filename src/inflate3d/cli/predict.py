@@ -40,9 +40,9 @@ def predict(
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Frames between windows; by default a window's length.")] = None,
     crops: Annotated[str, typer.Option(help="center, three, five or ten; their logits are averaged.")] = "center",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16: about twice as fast where it is known.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster where the processor knows it.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Windows that go through the network at a time.")] = 1,
-    top: Annotated[int, typer.Option(help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON; - prints it.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write CSV: a row for each window and rank.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page: key frames, timeline.")] = None,
@@ -75,9 +75,7 @@ def show_predictions(
     from inflate3d.weights.load import load
 
     console = Console(stderr=outputs.json == STDOUT)
-    for path in outputs:
-        if path and path != STDOUT:
-            check_writable(path)
+    _check_outputs(outputs)
     network, videos = load(model), find_videos(paths)
     done: list[VideoPrediction] = []
     failures: list[Failure] = []
@@ -99,10 +97,26 @@ def show_predictions(
                 if len(answer.windows) > 1:
                     console.print(timeline_table(answer))
     finally:
-        _write(done, failures, outputs, settings=_settings(model, options), top=top)
         if failures:
             console.print(failures_table(failures))
+        _write(done, failures, outputs, settings=_settings(model, options), top=top)
     return failures
+
+
+def _check_outputs(outputs: Outputs) -> None:
+    """Find out before long work whether its results can be written."""
+    files = [path for path in outputs if path]
+    if STDOUT in (outputs.csv, outputs.report) or len({path.resolve() for path in files}) < len(files):
+        raise InflateError(
+            "the results have no place of their own",
+            where="inflate3d predict",
+            expected="a file for each of --json, --csv and --report; - (print it) for --json only",
+            got=", ".join(f"--{name} {path}" for name, path in outputs._asdict().items() if path),
+            fix="name another file, such as results.csv or report.html",
+        )
+    for path in files:
+        if path != STDOUT:
+            check_writable(path)
 
 
 def _write(
@@ -116,23 +130,42 @@ def _write(
     from inflate3d.results.export import to_json, write_csv, write_json
     from inflate3d.show.report import write_report
 
-    if outputs.json == STDOUT:
-        typer.echo(to_json(done, failures, settings=settings, k=top), nl=False)
-    elif outputs.json:
-        write_json(outputs.json, to_json(done, failures, settings=settings, k=top))
-    if outputs.csv:
-        write_csv(outputs.csv, done, top)
-    if outputs.report:
-        write_report(outputs.report, done, failures, settings=settings)
+    def json(path: Path) -> None:
+        text = to_json(done, failures, settings=settings, k=top)
+        typer.echo(text, nl=False) if path == STDOUT else write_json(path, text)
+
+    def csv(path: Path) -> None:
+        write_csv(path, done, top)
+
+    def report(path: Path) -> None:
+        write_report(path, done, failures, settings=settings, k=top)
+
+    faults = []
+    for write, path in zip((json, csv, report), outputs, strict=True):
+        try:
+            if path:
+                write(path)
+        except (ValueError, OSError) as error:  # one that fails must not cost the others
+            faults.append(f"{path}: {error}")
+    if faults:
+        raise InflateError(
+            "not all results are written",
+            where="inflate3d predict",
+            expected="room and permission until the end of the run",
+            got="; ".join(faults),
+            fix="mend what is told, and predict again",
+        )
 
 
 def _settings(model: str, options: "PredictOptions") -> dict[str, str]:
     """What a reader needs to repeat the run."""
     from importlib.metadata import version
 
+    from inflate3d.results.prediction import printable
+
     names = ("fps", "num_frames", "window", "stride", "crops", "precision")
     chosen = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
-    return {"model": model, **chosen, "inflate3d": version("inflate3d"), "torch": version("torch")}
+    return {"model": printable(model), **chosen, "inflate3d": version("inflate3d"), "torch": version("torch")}
 
 
 def _progress(console: Console) -> "ProgressBar":

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from inflate3d.checks import is_count, is_number, is_pair
 from inflate3d.errors import InflateError
+
+MAX_COUNT = 100_000  # frames or pixels; a file that asks for more is damaged
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Clip:
         data: `[c, t, h, w]`, uint8 in 0..255 or floating point in `value_range`.
         times_seconds: `[t]`, float64, seconds since the first frame of the source.
         source: The file, folder or array the frames come from.
-        value_range: Smallest and largest value that a pixel of `data` may take.
+        value_range: Smallest and largest value that a pixel of `data` may take; whether they all do is checked where
+            the range is used, in `inflate3d.clips.transforms.to_range`, so that making a clip costs nothing.
     """
 
     data: Tensor
@@ -48,6 +52,9 @@ class ClipSpec:
         short_side: Pixels of the shorter side after resizing.
         crop: Pixels of the square crop.
         value_range: Smallest and largest value of a pixel.
+
+    Raises:
+        InflateError: A value is not of its kind, or they contradict each other.
     """
 
     fps: float
@@ -56,3 +63,21 @@ class ClipSpec:
     short_side: int
     crop: int
     value_range: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        counts = ("num_frames", "min_frames", "short_side", "crop")
+        faults = [name for name in counts if not is_count(getattr(self, name), MAX_COUNT)]
+        faults += ["fps"] * (not is_number(self.fps) or self.fps <= 0)
+        faults += ["value_range"] * (not is_pair(self.value_range) or self.value_range[0] >= self.value_range[1])
+        if not faults:
+            faults += ["crop > short_side"] * (self.crop > self.short_side)
+            faults += ["min_frames > num_frames"] * (self.min_frames > self.num_frames)
+        if faults:
+            raise InflateError(
+                f"this is no description of an input: {', '.join(faults)}",
+                where="ClipSpec",
+                expected=f"fps > 0, {', '.join(counts)} whole numbers in 1..{MAX_COUNT}, value_range (low, high); "
+                "crop <= short_side, min_frames <= num_frames",
+                got=repr(self),
+                fix="mend the values that are named",
+            )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inflate3d.checks import is_number
+from inflate3d.clips.clip import Clip
 from inflate3d.clips.sampling import Timed
 from inflate3d.clips.transforms import as_tensor, check_range, to_range
 from inflate3d.errors import InflateError
@@ -109,10 +112,35 @@ def checked_array(array: NDArray[Any] | Tensor, value_range: tuple[float, float]
             where="open_frames",
             expected="value_range=(0.0, 1.0), (-1.0, 1.0) or (0.0, 255.0), or a uint8 array",
             got=f"{list(frames.shape)} {frames.dtype}, values from {frames.min():.4g} to {frames.max():.4g}",
-            fix="pass value_range=(darkest, brightest)",
+            fix="pass value_range=(darkest, brightest), or wrap it into a Clip, which carries its range: "
+            'inflate3d.Clip(data, times_seconds, "mine", value_range=(0.0, 1.0)) with data [3, t, h, w]',
         )
     check_range(frames, value_range or (0.0, 255.0), where="open_frames")
     return frames
+
+
+def clip_times(clip: Clip) -> list[Fraction]:
+    """Exact times of a clip's frames, from 0 on.
+
+    Raises:
+        InflateError: The times do not rise.
+    """
+    seconds = clip.times_seconds.tolist()
+    if not all(map(is_number, seconds)) or any(later <= earlier for earlier, later in pairwise(seconds)):
+        raise InflateError(
+            "the times of the clip do not rise",
+            where=clip.source,
+            expected="times_seconds, each later than the one before",
+            got=f"{seconds[:5]}" + " and so on" * (len(seconds) > 5),
+            fix="leave the looping of short clips to predict, or give the frames times: torch.arange(t) / 25",
+        )
+    return [Fraction(time - seconds[0]).limit_denominator(1_000_000) for time in seconds]
+
+
+def at_clip_times(items: Iterator[Any], times: list[Fraction], interval: Fraction) -> Iterator[Timed[Any]]:
+    """Give items the times of a clip's frames; the last is shown as long as the one before, or for `interval`."""
+    ends = [*times[1:], times[-1] + (times[-1] - times[-2] if len(times) > 1 else interval)]
+    return (Timed(time, end - time, item) for time, end, item in zip(times, ends, items, strict=True))
 
 
 def picture_at(frames: Tensor, value_range: tuple[float, float], index: int) -> NDArray[np.uint8]:

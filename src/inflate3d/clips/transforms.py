@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inflate3d.axes import frames_to_clip
+from inflate3d.checks import is_pair
 from inflate3d.clips.clip import Clip, ClipSpec
 from inflate3d.errors import InflateError, nearest_names
 
@@ -177,11 +178,20 @@ def check_range(data: Tensor, value_range: tuple[float, float], *, where: str = 
         where: Who asks, for the message.
 
     Raises:
-        InflateError: The dtype holds no pixels, the range is empty, or values are not finite or outside of it.
+        InflateError: The range is no pair of numbers or empty, the dtype holds no pixels, or values are not finite or
+            outside of it.
 
     Example:
         >>> check_range(torch.tensor([0.0, 0.7]), (0.0, 1.0))
     """
+    if not is_pair(value_range):
+        raise InflateError(
+            "the range is no pair of numbers",
+            where=where,
+            expected="value_range=(smallest, largest)",
+            got=f"value_range={value_range!r}",
+            fix="pass value_range=(0.0, 1.0), (-1.0, 1.0) or (0.0, 255.0)",
+        )
     low, high = value_range
     dtype_fits = data.is_floating_point() or (data.dtype == torch.uint8 and (low, high) == (0, 255))
     if not dtype_fits or not low < high:

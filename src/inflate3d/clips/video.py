@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,15 +17,24 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inflate3d.checks import is_count, is_number
 from inflate3d.clips.clip import Clip
 from inflate3d.clips.decoding import decode, frame_interval, header_seconds, open_container, video_stream
 from inflate3d.clips.sampling import Timed, exact_fps, nearest_frames
-from inflate3d.clips.stills import array_items, at_even_times, checked_array, image_files, read_image
+from inflate3d.clips.stills import (
+    array_items,
+    at_clip_times,
+    at_even_times,
+    checked_array,
+    clip_times,
+    image_files,
+    read_image,
+)
 from inflate3d.clips.timestamps import rising_times
 from inflate3d.errors import InflateError, InflateWarning, nearest_names
 
 Picture = NDArray[np.uint8]
-Source = str | Path | NDArray[Any] | Tensor
+Source = str | Path | Clip | NDArray[Any] | Tensor
 Rate = float | Fraction | Literal["native"]
 Draw = Callable[[], Picture]  # makes the picture of a frame; not called for frames that resampling leaves out
 
@@ -68,7 +78,7 @@ def open_frames(
     frames_fps: float | Fraction | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> FrameStream:
-    """Open a video file, a folder of pictures or an array for reading frame by frame.
+    """Open a video file, a folder of pictures, a clip or an array for reading frame by frame.
 
     Memory does not grow with the length of a video. Frames come as they are decoded: upright (the rotation that a
     phone wrote down is applied), interlaced ones woven and not deinterlaced, pixels taken for square, alpha dropped,
@@ -76,11 +86,12 @@ def open_frames(
     (timestamps, damage, sizes) is warned about while reading.
 
     Args:
-        source: A path to a video file; a path to a folder of pictures, taken in natural order; or an array
-            `[t, h, w, 3]` or grey `[t, h, w]`, uint8, or floating point with a `value_range`.
+        source: A path to a video file; a path to a folder of pictures, taken in natural order; a `Clip`, which has
+            its own times and range; or an array `[t, h, w, 3]` or grey `[t, h, w]`, uint8, or floating point with a
+            `value_range`.
         fps: Frames per second to resample to, nearest frame; or "native": all frames as they are.
         frames_fps: The rate at which the frames of a folder or array were taken; by default they count as being at
-            the wanted rate already (25 if that is "native"). A video file has its own clock.
+            the wanted rate already (25 if that is "native"). A video file and a clip have their own clock.
         value_range: What black and white are in a floating-point array.
 
     Raises:
@@ -92,10 +103,12 @@ def open_frames(
         >>> [frame.time_seconds for frame in stream]
         [0.0, 0.1]
     """
-    _check_source(source, value_range)
+    _check_source(source, value_range, frames_fps)
     wanted = None if fps == "native" else _rate(fps, "fps")
-    if isinstance(source, str | Path) and not Path(source).is_dir():
-        stream = _file_stream(Path(source), frames_fps)
+    if isinstance(source, Clip):
+        stream = _clip_stream(source, wanted or Fraction(25))
+    elif isinstance(source, str | Path) and not Path(source).is_dir():
+        stream = _file_stream(Path(source))
     else:
         taken = wanted or Fraction(25) if frames_fps is None else _rate(frames_fps, "frames_fps")
         stream = _still_stream(source, taken, value_range)
@@ -128,19 +141,20 @@ def read_clip(
         A clip `[3, t, h, w]` uint8, channels-last in memory.
 
     Raises:
-        InflateError: As `open_frames`; or the video ends before `start_seconds`; or no frame is asked for.
+        InflateError: As `open_frames`; or the video ends before `start_seconds`; or that or `num_frames` is no such
+            number.
 
     Example:
         >>> read_clip(np.zeros((6, 32, 40, 3), np.uint8), num_frames=4)
         Clip('array [6, 32, 40, 3]', data=[3, 4, 32, 40] torch.uint8, value_range=(0.0, 255.0))
     """
-    if num_frames is not None and num_frames < 1:
+    if not (num_frames is None or is_count(num_frames)) or not is_number(start_seconds) or start_seconds < 0:
         raise InflateError(
-            "no frames are asked for",
+            "this is no part of a video",
             where="read_clip",
-            expected="num_frames >= 1, or None for all",
-            got=f"num_frames={num_frames}",
-            fix="leave num_frames out to read all",
+            expected="a whole num_frames >= 1, or None for all; start_seconds >= 0",
+            got=f"num_frames={num_frames!r}, start_seconds={start_seconds!r}",
+            fix="leave both out to read all",
         )
     stream = open_frames(source, fps=fps, frames_fps=frames_fps, value_range=value_range)
     start = Fraction(start_seconds).limit_denominator(1_000_000)
@@ -177,27 +191,48 @@ def drawn(timed: Iterator[Timed[Draw]]) -> Iterator[Frame]:
         yield Frame(picture, float(time))
 
 
-def _check_source(source: Source, value_range: tuple[float, float] | None) -> None:
-    if not isinstance(source, str | Path | np.ndarray | Tensor):
+def source_name(source: Source) -> str:
+    """Name a source in one line.
+
+    Example:
+        >>> source_name("a.mp4"), source_name(np.zeros((6, 32, 40, 3), np.uint8))
+        ('a.mp4', 'array [6, 32, 40, 3]')
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        return f"array {list(source.shape)}"
+    return source.source if isinstance(source, Clip) else str(source)
+
+
+def _check_source(source: Source, value_range: tuple[float, float] | None, frames_fps: float | Fraction | None) -> None:
+    if not isinstance(source, str | Path | Clip | np.ndarray | Tensor):
         raise InflateError(
             "this is no source of frames",
             where="open_frames",
-            expected="a path to a video or to a folder of pictures, or an array [t, h, w, 3]",
+            expected="a path to a video or to a folder of pictures, a Clip, or an array [t, h, w, 3]",
             got=f"{type(source).__module__}.{type(source).__qualname__}",
             fix="stack a list of pictures: numpy.stack(pictures)",
         )
-    if value_range is not None and isinstance(source, str | Path):
+    if value_range is not None and isinstance(source, str | Path | Clip):
         raise InflateError(
-            "files know their own range",
-            where=str(source),
+            "files and clips know their own range",
+            where=source_name(source),
             expected="value_range for floating-point arrays only",
             got=f"value_range={value_range}",
             fix="leave value_range out",
         )
+    has_clock = isinstance(source, Clip) or (isinstance(source, str | Path) and not Path(source).is_dir())
+    if frames_fps is not None and has_clock:
+        raise InflateError(
+            "a video file has its own clock, and so has a clip",
+            where=source_name(source),
+            expected="frames_fps for folders and arrays only",
+            got=f"frames_fps={frames_fps}",
+            fix="leave frames_fps out; fps= is the rate you get",
+        )
 
 
 def _rate(fps: Rate, name: str) -> Fraction:
-    if isinstance(fps, str):
+    if isinstance(fps, bool) or not isinstance(fps, Real):  # NaN and infinity are told by exact_fps
         raise InflateError(
             "frames per second are a number",
             where=f"open_frames, {name}",
@@ -205,10 +240,10 @@ def _rate(fps: Rate, name: str) -> Fraction:
             got=repr(fps),
             fix=f"pass {name}=25.0",
         )
-    return exact_fps(fps, f"open_frames, {name}")
+    return exact_fps(cast(float | Fraction, fps), f"open_frames, {name}")
 
 
-def _file_stream(path: Path, frames_fps: float | Fraction | None) -> FrameStream:
+def _file_stream(path: Path) -> FrameStream:
     if not path.exists():
         names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InflateError(
@@ -217,14 +252,6 @@ def _file_stream(path: Path, frames_fps: float | Fraction | None) -> FrameStream
             expected="a video file or a folder of pictures",
             got=f"nothing at this path; {'the folder' if path.parent.is_dir() else 'nor the folder'} {path.parent}",
             fix=f"did you mean {nearest_names(path.name, names)}?" if names else "check the path",
-        )
-    if frames_fps is not None:
-        raise InflateError(
-            "a video file has its own clock",
-            where=str(path),
-            expected="frames_fps for folders and arrays only",
-            got=f"frames_fps={frames_fps}",
-            fix="leave frames_fps out; fps= is the rate you get",
         )
     with open_container(path) as container:
         stream = video_stream(container, path)
@@ -238,7 +265,18 @@ def _file_stream(path: Path, frames_fps: float | Fraction | None) -> FrameStream
     return FrameStream(str(path), seconds, timed)
 
 
-def _still_stream(source: Source, taken_fps: Fraction, value_range: tuple[float, float] | None) -> FrameStream:
+def _clip_stream(clip: Clip, fps: Fraction) -> FrameStream:
+    frames, times = checked_array(clip.data.permute(1, 2, 3, 0), clip.value_range), clip_times(clip)
+    return FrameStream(
+        clip.source,
+        float(times[-1] + 1 / fps),
+        lambda: at_clip_times(array_items(frames, clip.value_range), times, 1 / fps),
+    )
+
+
+def _still_stream(
+    source: str | Path | NDArray[Any] | Tensor, taken_fps: Fraction, value_range: tuple[float, float] | None
+) -> FrameStream:
     if isinstance(source, str | Path):
         files = image_files(Path(source))
         seconds = float(len(files) / taken_fps)
@@ -250,7 +288,7 @@ def _still_stream(source: Source, taken_fps: Fraction, value_range: tuple[float,
         return FrameStream(str(source), seconds, lambda: at_even_times(pictures(), taken_fps))
     frames = checked_array(source, value_range)
     return FrameStream(
-        f"array {list(frames.shape)}",
+        source_name(source),
         float(len(frames) / taken_fps),
         lambda: at_even_times(array_items(frames, value_range), taken_fps),
     )

@@ -131,8 +131,8 @@ class InflatedConv2d(Adapted, nn.Conv2d):
             return frames_to_clip(self.two_dimensional().forward(self, frames), num_clips)
         frames, (top, left) = self.pad_space(clip_to_frames(x))
         clip = frames_to_clip(frames, num_clips)
-        front, back = time_pads(clip.shape[2], plan.time_kernel, plan.time_stride, plan.padding)
-        clip = pad_time(clip, front, back, plan.padding)
+        front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
+        clip = pad_time(clip, front, back, padding=plan.padding)
         stride, dilation = (plan.time_stride, *self.stride), (1, *self.dilation)
         return F.conv3d(clip, self.kernel_in_use(), self.bias, stride, (0, top, left), dilation, self.groups)
 
@@ -150,10 +150,10 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):  # type: igno
     def through_time(self, x: Tensor) -> Tensor:
         """Convolve `[b, c, t, h, w]` transposed in space; in time it is a convolution with the taps turned round."""
         kernel, padding = self.plan.time_kernel, self.plan.padding
-        front, back = time_pads(x.shape[2], kernel, 1, padding)
+        front, back = time_pads(x.shape[2], kernel, padding=padding)
         if padding != "causal":
             front, back = back, front
-        clip = pad_time(x, front, back, padding)
+        clip = pad_time(x, front, back, padding=padding)
         stride, dilation = (1, *self.stride), (1, *self.dilation)
         space = (0, *self.output_padding)
         y = F.conv_transpose3d(clip, self.weight, self.bias, stride, (0, *self.padding), space, self.groups, dilation)
@@ -174,8 +174,8 @@ def shift_channels(clip: Tensor, padding: TimePadding) -> Tensor:
     eighth = clip.shape[1] // 8
     first, second, still = clip.split([eighth, eighth, clip.shape[1] - 2 * eighth], dim=1)
     if padding == "causal":
-        return torch.cat([pad_time(first, 1, 0, padding)[:, :, :-1], second, still], dim=1)
-    ahead, back = pad_time(first, 0, 1, padding)[:, :, 1:], pad_time(second, 1, 0, padding)[:, :, :-1]
+        return torch.cat([pad_time(first, 1, 0, padding=padding)[:, :, :-1], second, still], dim=1)
+    ahead, back = pad_time(first, 0, 1, padding=padding)[:, :, 1:], pad_time(second, 1, 0, padding=padding)[:, :, :-1]
     return torch.cat([ahead, back, still], dim=1)
 
 
@@ -193,10 +193,12 @@ class PooledInTime(Adapted):
         plan = self.plan
         frames: Tensor = self.two_dimensional().forward(self, clip_to_frames(x))
         clip = frames_to_clip(frames, x.shape[0])
-        front, back = time_pads(clip.shape[2], plan.time_kernel, plan.time_stride, plan.padding)
+        front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
         pool = F.max_pool3d if self.takes_maximum else F.avg_pool3d
         # a repeated border frame lies in the window already, so it changes no maximum
-        return pool(pad_time(clip, front, back, plan.padding), (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1))
+        return pool(
+            pad_time(clip, front, back, padding=plan.padding), (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1)
+        )
 
 
 @adapts(nn.MaxPool2d)

@@ -153,8 +153,8 @@ class InflatedConv3d(nn.Conv3d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             clip = F.pad(clip, (*self.frame_padding, 0, 0), mode=mode)
             left = top = 0
-        front, back = time_pads(clip.shape[2], self.kernel_size[0], self.stride[0], self.time_padding)
-        clip = pad_time(clip, front, back, self.time_padding)
+        front, back = time_pads(clip.shape[2], self.kernel_size[0], stride=self.stride[0], padding=self.time_padding)
+        clip = pad_time(clip, front, back, padding=self.time_padding)
         return F.conv3d(clip, self.weight, self.bias, self.stride, (0, top, left), self.dilation, self.groups)
 
     def extra_repr(self) -> str:

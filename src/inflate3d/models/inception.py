@@ -237,7 +237,7 @@ class InceptionI3d(nn.Module):
         side = f">= {MIN_SIDE_PIXELS}"
         got = f"{list(clip.shape)}, {clip.dtype}" if isinstance(clip, Tensor) else type(clip).__name__
         if isinstance(clip, Tensor) and clip.numel() and not clip.is_meta:
-            got += f", values in {float(clip.amin()):.4g}..{float(clip.amax()):.4g}"
+            got += f", values in {float(clip.detach().amin()):.4g}..{float(clip.detach().amax()):.4g}"
         raise InflateError(
             problem,
             where="InceptionI3d",

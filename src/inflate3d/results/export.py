@@ -15,13 +15,17 @@ COLUMNS = ("source", "window", "start_seconds", "end_seconds", "rank", "label", 
 def to_json(
     predictions: Sequence[VideoPrediction], failures: Sequence[Failure] = (), *, settings: Mapping[str, str], k: int = 5
 ) -> str:
-    """Write a run as JSON: `settings`, `videos` (each with its `top` classes and `windows`) and `failures`."""
+    """Write a run as JSON: `settings`, `videos` (each with its `top` classes and `windows`) and `failures`.
+
+    Raises:
+        ValueError: A logit is NaN or infinite, for which JSON has no word; `predict` gives none.
+    """
     document = {
         "settings": dict(settings),
         "videos": [_video(prediction, k) for prediction in predictions],
         "failures": [{"source": failure.source, "reason": failure.reason} for failure in failures],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, text: str) -> None:

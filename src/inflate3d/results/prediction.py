@@ -74,6 +74,16 @@ class Failure:
     reason: str
 
 
+def printable(text: str) -> str:
+    r"""Write the bytes of a file name that are no UTF-8 as `\udcXX`, so that any file or terminal can hold it.
+
+    Example:
+        >>> printable("caf\u00e9 \udcff.mp4").endswith(r"\udcff.mp4")
+        True
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def top_scores(logits: Tensor, class_names: Sequence[str] | None, k: int = 5) -> tuple[Score, ...]:
     """Rank the k likeliest classes of `[classes]` logits.
 

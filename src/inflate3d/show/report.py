@@ -19,7 +19,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem } dt { f
 
 
 def write_report(
-    path: Path, predictions: Sequence[VideoPrediction], failures: Sequence[Failure] = (), *, settings: Mapping[str, str]
+    path: Path,
+    predictions: Sequence[VideoPrediction],
+    failures: Sequence[Failure] = (),
+    *,
+    settings: Mapping[str, str],
+    k: int = 5,
 ) -> None:
     """Write one HTML page that needs no other file and no network.
 
@@ -28,8 +33,9 @@ def write_report(
         predictions: What the network answered, one section each.
         failures: What could not be read, one row each.
         settings: What a reader needs to repeat the run, such as model, frame rate and window.
+        k: Likeliest classes to show of each video.
     """
-    sections = [_section(prediction) for prediction in predictions]
+    sections = [_section(prediction, k) for prediction in predictions]
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in settings.items())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -40,14 +46,14 @@ def write_report(
         draft.write_text(page, encoding="utf-8")
 
 
-def _section(prediction: VideoPrediction) -> str:
+def _section(prediction: VideoPrediction, k: int) -> str:
     seconds = prediction.windows[-1].end_seconds
     rate = f"{prediction.fps:g} fps" if prediction.fps else "the video's own rate"
-    rows = "".join(_row(score) for score in prediction.top(5))
+    rows = "".join(_row(score) for score in prediction.top(k))
     return (
         f"<section><h2>{escape(Path(prediction.source).name)}</h2>"
         f"<p>{prediction.num_frames} frames at {rate}, {clock(seconds)}, {len(prediction.windows)} windows</p>"
-        f"<table>{rows}</table>{timeline_svg(prediction)}</section>"
+        f"<table>{rows}</table>{timeline_svg(prediction, k)}</section>"
     )
 
 

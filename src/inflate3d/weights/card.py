@@ -4,8 +4,13 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import get_type_hints
 
+from inflate3d.checks import is_count
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError
+from inflate3d.weights.labels import LABEL_SETS
+
+# Far above any network, far below what would fill a machine
+MAX_CLASSES, MAX_CHANNELS = 100_000, 1000
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Card:
             where: The file, for messages.
 
         Raises:
-            InflateError: The text is no JSON object, or its fields are not those of a card.
+            InflateError: The text is no JSON object, its fields are not those of a card, or they contradict each other.
         """
         try:
             found = json.loads(text)
@@ -67,6 +72,7 @@ class Card:
             wrong = [name for name, kind in get_type_hints(Card).items() if not isinstance(getattr(card, name), kind)]
             if wrong:
                 raise TypeError(f"{', '.join(wrong)}: another type")
+            _check_counts(card)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InflateError(
                 "the card in the file cannot be read",
@@ -76,3 +82,12 @@ class Card:
                 fix="fetch or save the weights anew with this version of inflate3d",
             ) from error
         return card
+
+
+def _check_counts(card: Card) -> None:
+    for name, at_most in (("num_classes", MAX_CLASSES), ("in_channels", MAX_CHANNELS)):
+        if not is_count(getattr(card, name), at_most):
+            raise ValueError(f"{name} is {getattr(card, name)}, not in 1..{at_most}")
+    named = LABEL_SETS.get(card.label_set or "", card.num_classes)
+    if named != card.num_classes:
+        raise ValueError(f"{card.label_set} has {named} classes, not {card.num_classes}")

@@ -32,7 +32,7 @@ CONVERTERS: dict[str, Callable[[bytes, WeightsEntry], dict[str, Tensor]]] = {"fl
 def _say_nothing(step: str) -> None: ...
 
 
-def fetch(name: str, *, archive: Path | None = None, force: bool = False, report: Report = _say_nothing) -> Path:
+def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, report: Report = _say_nothing) -> Path:
     """Fetch weights into the cache as safetensors with a card; those that lie there whole are left alone.
 
     Args:
@@ -112,7 +112,7 @@ def describe(name_or_file: str) -> Card:
     return read_card(Path(name_or_file) if is_file else fetched_path(name_or_file))
 
 
-def fetch_demo_clip(*, archive: Path | None = None, force: bool = False, report: Report = _say_nothing) -> Path:
+def fetch_demo_clip(*, archive: str | Path | None = None, force: bool = False, report: Report = _say_nothing) -> Path:
     """Fetch the demo clip, an mp4 of 4 MB with a walking person (BSD-3-Clause, Sports2D), into the cache.
 
     Args:
@@ -131,7 +131,7 @@ def fetch_demo_clip(*, archive: Path | None = None, force: bool = False, report:
     return fetch_package_file(DEMO_CLIP, path, archive=archive)
 
 
-def _describe_source(file: PackageFile, archive: Path | None) -> str:
+def _describe_source(file: PackageFile, archive: str | Path | None) -> str:
     if archive is not None:
         return f"reading {archive}"
     return f"pip downloads {file.archive_name} ({file.archive_bytes:,} bytes)"

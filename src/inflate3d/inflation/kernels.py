@@ -341,7 +341,7 @@ def _fit(tensor: Tensor, target: Tensor, layer: nn.Module, profile: Profile) -> 
         return "copied", tensor
     tensor = tensor.to(target.dtype)  # before arithmetic: checkpoints in half precision are common
     if kind == "adapted":
-        tensor = _adapt_channels(tensor, target.shape[1])
+        tensor = adapt_channels(tensor, target.shape[1])
     if isinstance(layer, nn.ConvTranspose3d) and not is_random(profile):
         stride = layer.stride[0]
         front = max(min(int(layer.padding[0]), time_kernel - stride), 0)
@@ -350,10 +350,14 @@ def _fit(tensor: Tensor, target: Tensor, layer: nn.Module, profile: Profile) -> 
     return kind, inflate_weight(tensor, time_kernel, profile=profile, groups=getattr(layer, "groups", 1))
 
 
-def _adapt_channels(weight2d: Tensor, channels: int) -> Tensor:
+def adapt_channels(weight2d: Tensor, channels: int) -> Tensor:
     """Turn a kernel for RGB `[o, 3, h, w]` into one for other channels `[o, channels, h, w]`.
 
     Source: timm, `models/_manipulate.py`, adapt_input_conv.
+
+    Example:
+        >>> adapt_channels(torch.ones(5, 3, 1, 1), 1).unique().tolist()
+        [3.0]
     """
     if channels == 1:
         return weight2d.sum(1, keepdim=True)

@@ -31,10 +31,8 @@ def pad_time(clip: Tensor, front: int, back: int, *, padding: TimePadding = "rep
     """
     if front == 0 and back == 0:
         return clip
-    # torch.cat of frames is faster than F.pad(mode="replicate"), and in frame order it keeps channels-last memory
-    frames = clip.transpose(1, 2)
-    first, last = frames[:, :1], frames[:, -1:]
+    # torch.cat is faster than F.pad(mode="replicate"), and along this axis it keeps channels-last memory
+    first, last = clip[:, :, :1], clip[:, :, -1:]
     if padding == "zeros":
         first, last = torch.zeros_like(first), torch.zeros_like(last)
-    parts = [first] * front + [frames] + [last] * back
-    return torch.cat(parts, dim=1).transpose(1, 2)
+    return torch.cat([first] * front + [clip] + [last] * back, dim=2)

@@ -102,7 +102,7 @@ def prove(
     pictures = pictures_like(flat, shape)[:2]
     checks = [
         _still_float64(flat64, deep64, pictures.double(), lengths),
-        _still_float32(flat, deep, pictures, lengths),
+        still_float32(flat, deep, pictures, lengths),
         _deflates(flat, deep),
         _batch_norm_trains(flat64, deep64, pictures.double()),
         _state_dict_returns(flat, deep, pictures),
@@ -123,9 +123,10 @@ def _still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: S
     return Check("a still clip, every frame, float64", error <= limit, error, limit, where)
 
 
-def _still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+def still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+    """Test the first law alone, in float32: a still clip of each length, every frame. Both models are set to eval."""
     pictures = pictures.float()
-    flat, deep = flat.float(), deep.float()
+    flat, deep = flat.float().eval(), deep.float().eval()
     with torch.no_grad():
         answer, ten = flat(pictures), flat(pictures[:1].expand(10, -1, -1, -1))
         alone = flat(pictures[:1])

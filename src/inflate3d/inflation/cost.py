@@ -1,0 +1,96 @@
+"""What a 3D model costs before it is run: parameters, arithmetic, activations, receptive field in time."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from inflate3d.errors import InflateError
+from inflate3d.inflation.build import Inflated
+from inflate3d.inflation.plan import Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass of one clip costs.
+
+    Attributes:
+        parameters: Numbers that training would change.
+        gmacs: Multiplications and additions, in billions.
+        activation_megabytes: All outputs of layers together, in the dtype of the model: about what training keeps.
+        receptive_frames: At most so many frames have a say in one output; gates that see the whole clip not counted.
+    """
+
+    parameters: int
+    gmacs: float
+    activation_megabytes: float
+    receptive_frames: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters / 1e6:.1f} M parameters, {self.gmacs:.1f} GMAC, "
+            f"{self.activation_megabytes:.0f} MB of activations, {self.receptive_frames} frames seen by one output"
+        )
+
+
+def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> Cost:
+    """Count what a clip costs, on shapes alone: nothing is computed and no memory is taken.
+
+    Args:
+        model3d: Left as it is.
+        clip_shape: `(c, t, h, w)`.
+
+    Raises:
+        InflateError: The model cannot be run on shapes alone, or not on such a clip.
+
+    Example:
+        >>> from inflate3d.inflation.build import inflate
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+        >>> print(estimate_cost(inflate(model2d, example=torch.zeros(1, 3, 11, 13)), (3, 7, 110, 130)))
+        0.0 M parameters, 0.0 GMAC, 4 MB of activations, 3 frames seen by one output
+    """
+    ghost = copy.deepcopy(model3d).eval().to("meta")
+    dtype = next((p.dtype for p in model3d.parameters() if p.is_floating_point()), torch.float32)
+    activations = 0
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal activations
+        if isinstance(output, Tensor):
+            activations += output.numel() * output.element_size()
+
+    for module in ghost.net.modules():
+        if not any(module.children()):
+            module.register_forward_hook(count)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as flops:
+            ghost(torch.empty(1, *clip_shape, device="meta", dtype=dtype))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise InflateError(
+            "the cost cannot be counted on shapes alone",
+            where="estimate_cost",
+            expected="a model whose forward depends on no values, and a clip (c, t, h, w) that it accepts",
+            got=f"{type(error).__name__}: {error}, for {clip_shape}",
+            fix="check the size of the clip; else measure a run with torch.utils.flop_counter.FlopCounterMode",
+        ) from error
+    parameters = sum(parameter.numel() for parameter in model3d.parameters())
+    return Cost(parameters, flops.get_total_flops() / 2e9, activations / 1e6, receptive_frames(model3d.plan))
+
+
+def receptive_frames(plan: Plan) -> int:
+    """Bound the frames that have a say in one output: as if all layers stood one after the other.
+
+    Example:
+        >>> from inflate3d.inflation.plan import LayerPlan
+        >>> layers = (LayerPlan("a", "Conv2d", "inflate", (7, 7), 7, 2), LayerPlan("b", "Conv2d", "inflate", (3, 3), 3))
+        >>> receptive_frames(Plan("Net", "i3d", (3, 9, 9), layers))
+        11
+    """
+    frames, step = 1, 1
+    for layer in plan:
+        reach = 2 if layer.action == "shift" else layer.time_kernel - 1
+        frames += reach * step
+        step *= layer.time_stride
+    return frames

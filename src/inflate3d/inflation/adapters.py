@@ -191,14 +191,18 @@ class PooledInTime(Adapted):
     def through_time(self, x: Tensor) -> Tensor:
         """Pool `[b, c, t, h, w]` in space, then in time."""
         plan = self.plan
-        frames: Tensor = self.two_dimensional().forward(self, clip_to_frames(x))
-        clip = frames_to_clip(frames, x.shape[0])
+        clip = frames_to_clip(self.pool_space(clip_to_frames(x)), x.shape[0])
         front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
         pool = F.max_pool3d if self.takes_maximum else F.avg_pool3d
         # a repeated border frame lies in the window already, so it changes no maximum
         return pool(
             pad_time(clip, front, back, padding=plan.padding), (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1)
         )
+
+    def pool_space(self, frames: Tensor) -> Tensor:
+        """Pool frames `[n, c, h, w]` as the 2D layer does."""
+        pooled: Tensor = self.two_dimensional().forward(self, frames)
+        return pooled
 
 
 @adapts(nn.MaxPool2d)

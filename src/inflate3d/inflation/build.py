@@ -12,6 +12,7 @@ from inflate3d.axes import clip_to_frames
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.inflation.adapters import Adapted, adapter_for
 from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.intercept import forget_calls, time_calls
 from inflate3d.inflation.observe import observe
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
 from inflate3d.inflation.plan import LayerPlan, Plan, Rule
@@ -60,7 +61,9 @@ class Inflated(nn.Module):
         outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
         self.fold.push(num_clips)
         try:
-            output = getattr(self.net, method)(clip if pictures else clip_to_frames(clip), *args, **kwargs)
+            # forward() through the module itself, so that its hooks run
+            run = self.net if method == "forward" else getattr(self.net, method)
+            output = run(clip if pictures else clip_to_frames(clip), *args, **kwargs)
         finally:
             self.fold.pop()
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -84,6 +87,15 @@ class Inflated(nn.Module):
                 expected="a method of " + type(self.net).__name__,
                 got=repr(method),
                 fix=f"did you mean {nearest_names(method, names)}?",
+            )
+        own_calls = [layer.path for layer in self.plan if layer.path.startswith("#") and layer.action != "frame"]
+        if method != "forward" and own_calls:
+            raise InflateError(
+                "pools that the model calls in its own forward() have time there only",
+                where="Inflated.call",
+                expected="forward, in a model whose plan gives time to " + ", ".join(own_calls),
+                got=repr(method),
+                fix='inflate with preset "video", in which calls stay per frame',
             )
         if clip.ndim not in (4, 5):
             raise InflateError(
@@ -186,12 +198,18 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
     net, fold = copy.deepcopy(model2d).eval(), Fold()
     with torch.no_grad():
         outputs = look_at_outputs(net, pictures_like(net, plan.input_shape))
+    calls: dict[str, dict[int, LayerPlan]] = {}
     for layer in plan:
-        if layer.action != "frame":
+        owner, _, number = layer.path.partition("#")
+        if number and layer.action != "frame":
+            calls.setdefault(owner, {})[int(number)] = layer
+        elif layer.action != "frame":
             module = _module_of(net, layer)
             adapter = adapter_for(type(module))
             assert adapter is not None
             adapter.take_over(module, layer, fold)
+    for owner, plans in calls.items():
+        time_calls(net.get_submodule(owner), plans, fold)
     for module in net.modules():
         if isinstance(module, Inflated):
             module.outer = fold
@@ -267,6 +285,7 @@ def deflate(model3d: Inflated) -> nn.Module:
     for module in net.modules():
         if isinstance(module, Adapted):
             module.deflate_()
+        forget_calls(module)
     return net
 
 

@@ -30,6 +30,15 @@ class Fold:
             stack = self._local.stack = []
         return stack
 
+    @property
+    def modes(self) -> list[Any]:
+        """The modes under which modules of this thread's run are running, innermost last."""
+        try:
+            modes: list[Any] = self._local.modes
+        except AttributeError:
+            modes = self._local.modes = []
+        return modes
+
     def push(self, num_clips: int) -> None:
         """Begin a run on so many clips."""
         self._stack.append(num_clips)

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from inflate3d.errors import InflateError
 from inflate3d.inflation.adapters import Adapted, adapter_for
+from inflate3d.inflation.intercept import CalledPool, ListensForPools
 
 # Rows of a picture may differ by rounding between batches of different sizes, not by more
 MIXING_TOLERANCE = 1e-3
@@ -49,19 +50,19 @@ def observe(model2d: nn.Module, example: Tensor) -> list[Seen]:
         InflateError: The model cannot be run on the pictures, or lets one picture change the answer to another.
     """
     net = copy.deepcopy(model2d).eval()
-    paths = {module: path for path, module in net.named_modules() if _is_layer(module)}
-    two, answer_two = _run(net, paths, example[:2])
-    three, answer_three = _run(net, paths, example)
+    two, answer_two = _run(net, example[:2])
+    three, answer_three = _run(net, example)
     _check_pictures_stay_apart(answer_two, answer_three, type(model2d).__name__)
     originals = dict(model2d.named_modules())
     return [
-        _seen(paths[module], originals[paths[module]], calls, three[module])
-        for module, calls in two.items()
-        if module in three
+        _seen(path, originals.get(path) or calls[0].layer, calls, three[path])
+        for path, calls in two.items()
+        if path in three
     ]
 
 
 class _Call(NamedTuple):
+    layer: nn.Module
     shape: tuple[int, ...]
     rows: Tensor | None  # the input itself, where the batch holds more than the pictures
     out_shape: tuple[int, ...]
@@ -72,18 +73,43 @@ def _is_layer(module: nn.Module) -> bool:
     return adapter_for(type(module)) is not None or not any(module.children())
 
 
-def _run(net: nn.Module, paths: dict[nn.Module, str], pictures: Tensor) -> tuple[dict[nn.Module, list[_Call]], Any]:
-    calls: dict[nn.Module, list[_Call]] = {}
+class _Watch:
+    """Writes down, by path, the layers that run and the pools that are called in between."""
 
-    def heard(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].ndim and isinstance(output, Tensor):
-            rows = args[0].clone() if args[0].shape[0] != len(pictures) else None
-            calls.setdefault(module, []).append(_Call(tuple(args[0].shape), rows, tuple(output.shape)))
+    def __init__(self, net: nn.Module, num_pictures: int) -> None:
+        self.paths = {module: path for path, module in net.named_modules()}
+        self.num_pictures = num_pictures
+        self.running: list[tuple[nn.Module, list[int]]] = []  # with the number of pools called so far
+        self.calls: dict[str, list[_Call]] = {}
 
-    handles = [module.register_forward_hook(heard) for module in paths]
+    def begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.running.append((module, [0]))
+
+    def ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.running.pop()
+        if _is_layer(module) and args and isinstance(args[0], Tensor) and args[0].ndim and isinstance(output, Tensor):
+            self.note(self.paths[module], module, args[0], output)
+
+    def pools(self, pool: CalledPool, x: Tensor, result: Tensor) -> Tensor:
+        owner, count = self.running[-1]
+        if adapter_for(type(owner)) is None:  # a layer that pools is taken over whole
+            self.note(f"{self.paths[owner]}#{count[0]}", pool, x, result)
+        for _, outer in self.running:
+            outer[0] += 1
+        return result
+
+    def note(self, path: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        rows = x.clone() if x.shape[0] != self.num_pictures else None
+        self.calls.setdefault(path, []).append(_Call(layer, tuple(x.shape), rows, tuple(output.shape)))
+
+
+def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Call]], Any]:
+    watch = _Watch(net, len(pictures))
+    handles = [module.register_forward_pre_hook(watch.begins) for module in watch.paths]
+    handles += [module.register_forward_hook(watch.ends) for module in watch.paths]
     try:
-        with torch.no_grad():
-            return calls, net(pictures)
+        with torch.no_grad(), ListensForPools(watch.pools):
+            return watch.calls, net(pictures)
     except Exception as error:
         raise InflateError(
             "the 2D model cannot be run on a picture",
@@ -103,7 +129,8 @@ def _seen(path: str, layer: nn.Module, two: list[_Call], three: list[_Call]) -> 
         factors = {0}  # it runs on something else each time: leave it alone
     factor = factors.pop()
     inside = factor < 2 or _rows_inside(two[0], three[0])
-    return Seen(path, layer, adapter_for(type(layer)), two[0].shape, two[0].out_shape, factor, inside)
+    adapter = CalledPool if isinstance(layer, CalledPool) else adapter_for(type(layer))
+    return Seen(path, layer, adapter, two[0].shape, two[0].out_shape, factor, inside)
 
 
 def _factor(two: _Call, three: _Call) -> int:

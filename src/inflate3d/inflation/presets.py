@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from inflate3d.errors import InflateError
+from inflate3d.inflation.intercept import CalledPool
 from inflate3d.inflation.observe import Seen
 from inflate3d.inflation.plan import LayerPlan, TimePadding
 from inflate3d.inflation.profiles import Profile, profile_taps
@@ -195,7 +196,7 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
     kind, kernel = one.adapter.kind if one.adapter else None, kernel_of(one.layer)
     plan = LayerPlan(
         one.path,
-        type(one.layer).__name__,
+        "call of a pool" if isinstance(one.layer, CalledPool) else type(one.layer).__name__,
         kernel=kernel,
         profile=profile if isinstance(profile, str) else "custom",
         padding=preset.padding,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_models import randomize
 from torch import nn
 
-from inflate3d import InflateError, build, deflate, inflate, make_plan
+from inflate3d import InflateError, Rule, build, deflate, inflate, make_plan
 from inflate3d.inflation.plan import Plan
 
 PICTURE = torch.zeros(1, 3, 33, 41)
@@ -113,3 +113,5 @@ def test_other_calls_that_would_need_strides_are_refused_with_a_reason():
 
     with pytest.raises(InflateError, match="branches of the model that meet have different lengths"):
         inflate(Lp(), "i3d", example=PICTURE)
+    with pytest.raises(InflateError, match="branches of the model that meet have different lengths"):
+        inflate(ByModule(), example=PICTURE, rules={"conv": Rule(padding="valid")})

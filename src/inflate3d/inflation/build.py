@@ -215,7 +215,7 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
             module.outer = fold
     model3d = Inflated(net, plan, fold, time_pool=time_pool).train(model2d.training)
     model3d._outputs["forward"] = outputs
-    if any(layer.time_stride > 1 for layer in plan):
+    if any(layer.time_stride > 1 or (layer.padding == "valid" and layer.time_kernel > 1) for layer in plan):
         _check_branches_meet(model3d)
     return model3d
 
@@ -310,19 +310,20 @@ def input_shape_of(model2d: nn.Module) -> tuple[int, int, int]:
 
 
 def _check_branches_meet(model3d: Inflated) -> None:
-    """Run a short clip through a plan with strides in time, so that branches of unequal length show now."""
+    """Run a short clip through a plan that shortens time, so that branches of unequal length show now."""
     trial = copy.deepcopy(model3d).eval()
-    clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, 3, 1, 1)
+    length = 3 + sum(layer.time_kernel - 1 for layer in trial.plan if layer.padding == "valid")
+    clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
     try:
         with torch.no_grad():
             trial(clip)
     except RuntimeError as error:
         raise InflateError(
-            "with these strides in time, branches of the model that meet have different lengths",
+            "with these strides and paddings in time, branches of the model that meet have different lengths",
             where="build",
             expected="one length of time on each level of the network",
             got=f"{trial.plan.model}: {error}",
-            fix='take preset "video", which has no strides in time, or set time_stride=1 by rules',
+            fix='take preset "video", which has no strides in time, or set time_stride=1 or another padding by rules',
         ) from error
 
 

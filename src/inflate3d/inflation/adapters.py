@@ -14,7 +14,7 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.inflation.fold import Fold, Folded
-from inflate3d.inflation.kernels import deflate_weight, inflate_weight
+from inflate3d.inflation.kernels import deflate_weight, inflate_weight, spread_weight
 from inflate3d.inflation.padding import pad_time, time_pads
 from inflate3d.inflation.plan import LayerPlan, TimePadding
 
@@ -105,6 +105,10 @@ class InflatedConv2d(Adapted, nn.Conv2d):
         """Give the 2D weight that answers a repeated picture as this one does."""
         return deflate_weight(self.weight.detach())
 
+    def lay_out(self, taps: Tensor) -> None:
+        """Lay the 2D kernel out anew, by taps `[t]` from the past to the future; for proofs."""
+        self.weight.data = spread_weight(self.deflated_weight(), taps).to(self.weight)
+
     def kernel_in_use(self) -> Tensor:
         """Give the 5D kernel that the convolution runs with."""
         return self.weight
@@ -143,16 +147,18 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):  # type: igno
 
     kind = "transposed"
 
-    def present_tap(self) -> int | None:
-        """The taps run backwards here: in a causal layer the first one looks at the present frame."""
-        return 0 if self.plan.padding == "causal" else None
+    def inflated_weight(self) -> Tensor:
+        """Lay the 2D weight out in time; the taps of a transposed convolution run backwards."""
+        return super().inflated_weight().flip(2)
+
+    def lay_out(self, taps: Tensor) -> None:
+        """The same, turned round."""
+        super().lay_out(taps.flip(0))
 
     def through_time(self, x: Tensor) -> Tensor:
         """Convolve `[b, c, t, h, w]` transposed in space; in time it is a convolution with the taps turned round."""
         kernel, padding = self.plan.time_kernel, self.plan.padding
         front, back = time_pads(x.shape[2], kernel, padding=padding)
-        if padding != "causal":
-            front, back = back, front
         clip = pad_time(x, front, back, padding=padding)
         stride, dilation = (1, *self.stride), (1, *self.dilation)
         space = (0, *self.output_padding)
@@ -266,9 +272,14 @@ class WholeClipDrop(Adapted):
         """Run the 2D layer with one row for each clip."""
         if not self.training:
             return x
-        num_clips = self.num_clips(x)
-        answer: Tensor = self.two_dimensional().forward(self, x.unflatten(0, (num_clips, -1)))
-        return answer.flatten(0, 1)
+        num_clips, plan = self.num_clips(x), self.plan
+        if plan.rows_inside:
+            rows: Tensor = x.unflatten(0, (num_clips, -1))
+            answer: Tensor = self.two_dimensional().forward(self, rows)
+            return answer.flatten(0, 1)
+        rows = x.unflatten(0, (plan.batch_factor, num_clips, -1)).transpose(0, 1)
+        answer = self.two_dimensional().forward(self, rows)
+        return answer.transpose(0, 1).flatten(0, 2)
 
 
 @adapts(StochasticDepth)

@@ -38,11 +38,16 @@ class WeightStandardized(InflatedConv2d):
         if plan.action == "inflate":
             assert isinstance(layer, WeightStandardized)
             center = layer.present_tap()
-            taps = inflate_weight(ones, plan.time_kernel, profile=plan.profile, center=center, groups=layer.groups)
+            laid_out = plan.profile != "random"  # else the weight itself is drawn
+            taps = ones.unsqueeze(2)
+            if laid_out:
+                taps = inflate_weight(ones, plan.time_kernel, profile=plan.profile, center=center, groups=layer.groups)
             layer.register_buffer("taps", taps, persistent=False)
 
     def inflated_weight(self) -> Tensor:
-        """Repeat the 2D weight in time."""
+        """Repeat the 2D weight in time; a random one is drawn."""
+        if self.plan.profile == "random":
+            return super().inflated_weight()
         return self.weight.detach().unsqueeze(2).repeat(1, 1, self.plan.time_kernel, 1, 1)
 
     def deflated_weight(self) -> Tensor:
@@ -54,6 +59,10 @@ class WeightStandardized(InflatedConv2d):
         super().deflate_()
         self._buffers.pop("taps", None)
         self._non_persistent_buffers_set.discard("taps")
+
+    def lay_out(self, taps: Tensor) -> None:
+        """Standardization would undo taps in the weight: they go beside it."""
+        self.taps = taps.to(self.weight).view(1, 1, -1, 1, 1)
 
     def standard_gain(self) -> Tensor | None:
         """Give the factor of each output channel after standardization."""

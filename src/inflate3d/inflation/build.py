@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from inflate3d.inflation.intercept import forget_calls, time_calls
 from inflate3d.inflation.observe import observe
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
 from inflate3d.inflation.plan import LayerPlan, Plan, Rule
-from inflate3d.inflation.presets import PRESETS, decide
+from inflate3d.inflation.presets import PRESETS, decide, kernel_of
 from inflate3d.inflation.profiles import Profile
 
 
@@ -31,9 +31,17 @@ class Inflated(nn.Module):
 
     def __init__(self, net: nn.Module, plan: Plan, fold: Fold, *, time_pool: TimePool = "mean") -> None:
         super().__init__()
+        if time_pool not in get_args(TimePool):
+            raise InflateError(
+                "there is no such pooling over time",
+                where="Inflated",
+                expected=", ".join(get_args(TimePool)),
+                got=repr(time_pool),
+                fix='time_pool="mean"',
+            )
         self.net, self.plan, self.fold, self.time_pool = net, plan, fold, time_pool
         self.outer: Fold | None = None  # of the Inflated that this one is a layer of
-        self._outputs: dict[str, Outputs] = {}
+        self._outputs: dict[Any, Outputs] = {}
 
     def forward(self, clip: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a clip `[b, c, t, h, w]`; pictures `[b, c, h, w]` are answered as by the 2D model."""
@@ -59,7 +67,8 @@ class Inflated(nn.Module):
         num_clips = self.outer.num_clips if pictures and self.outer else None
         num_clips = num_clips or clip.shape[0]
         outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
-        self.fold.push(num_clips)
+        num_frames = clip.shape[0] // num_clips if pictures else clip.shape[2]
+        self.fold.push(num_clips, num_frames)
         try:
             # forward() through the module itself, so that its hooks run
             run = self.net if method == "forward" else getattr(self.net, method)
@@ -68,15 +77,17 @@ class Inflated(nn.Module):
             self.fold.pop()
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             for leaf in pytree.tree_leaves(output):
-                if isinstance(leaf, Tensor) and leaf.requires_grad:
+                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                     self.fold.begins_backward(num_clips, leaf)
         return outputs.unfold(output, num_clips, self.time_pool) if outputs else output
 
     def outputs_of(self, method: str, *args: Any, **kwargs: Any) -> Outputs:
         """Look up what comes out of a method, leaf by leaf; the first time it is run on single pictures for that."""
-        if method not in self._outputs:
-            self._outputs[method] = self._look_at(method, args, kwargs)
-        return self._outputs[method]
+        given = [value.shape if isinstance(value, Tensor) else value for value in pytree.tree_leaves((args, kwargs))]
+        key = f"{method} {sorted(kwargs)} {given}"
+        if key not in self._outputs:
+            self._outputs[key] = self._look_at(method, args, kwargs)
+        return self._outputs[key]
 
     def _check(self, method: str, clip: Tensor) -> None:
         if not callable(getattr(self.net, method, None)):
@@ -195,26 +206,32 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
     Raises:
         InflateError: The plan is for another model.
     """
-    net, fold = copy.deepcopy(model2d).eval(), Fold()
-    with torch.no_grad():
-        outputs = look_at_outputs(net, pictures_like(net, plan.input_shape))
+    net, fold = copy.deepcopy(model2d), Fold()
+    _check_plan_fits(plan, net)
+    outputs = _forms_of_forward(net, plan)
+    tied = _tied_weights(plan, net)
     calls: dict[str, dict[int, LayerPlan]] = {}
     for layer in plan:
         owner, _, number = layer.path.partition("#")
         if number and layer.action != "frame":
             calls.setdefault(owner, {})[int(number)] = layer
         elif layer.action != "frame":
-            module = _module_of(net, layer)
+            module = net.get_submodule(layer.path)
             adapter = adapter_for(type(module))
             assert adapter is not None
             adapter.take_over(module, layer, fold)
+    for path, first in tied.items():
+        module = net.get_submodule(path)
+        assert isinstance(module, nn.Module)
+        module.weight = net.get_submodule(first).get_parameter("weight")
     for owner, plans in calls.items():
         time_calls(net.get_submodule(owner), plans, fold)
     for module in net.modules():
         if isinstance(module, Inflated):
             module.outer = fold
-    model3d = Inflated(net, plan, fold, time_pool=time_pool).train(model2d.training)
-    model3d._outputs["forward"] = outputs
+    model3d = Inflated(net, plan, fold, time_pool=time_pool)
+    model3d.training = model2d.training  # the parts keep their own modes: frozen batch norms stay frozen
+    model3d._outputs["forward [] []"] = outputs
     if any(layer.time_stride > 1 or (layer.padding == "valid" and layer.time_kernel > 1) for layer in plan):
         _check_branches_meet(model3d)
     return model3d
@@ -281,9 +298,10 @@ def deflate(model3d: Inflated) -> nn.Module:
                 got="profile random",
                 fix="inflate with another profile",
             )
-    net = copy.deepcopy(model3d).net
+    twin = copy.deepcopy(model3d)
+    net, fold = twin.net, twin.fold
     for module in net.modules():
-        if isinstance(module, Adapted):
+        if isinstance(module, Adapted) and module.fold is fold:
             module.deflate_()
         forget_calls(module)
     return net
@@ -327,17 +345,57 @@ def _check_branches_meet(model3d: Inflated) -> None:
         ) from error
 
 
-def _module_of(net: nn.Module, layer: LayerPlan) -> nn.Module:
-    try:
-        module = net.get_submodule(layer.path)
-    except AttributeError:
-        module = None
-    if module is None or adapter_for(type(module)) is None:
+def _forms_of_forward(net: nn.Module, plan: Plan) -> Outputs:
+    trial = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        return look_at_outputs(trial, pictures_like(trial, plan.input_shape))
+
+
+def _tied_weights(plan: Plan, net: nn.Module) -> dict[str, str]:
+    """Find layers that share their weight with an earlier one, which has to hold after inflating too.
+
+    Raises:
+        InflateError: Layers that share a weight are to become different.
+    """
+    first: dict[int, LayerPlan] = {}
+    tied = {}
+    for layer in plan:
+        weight = None if "#" in layer.path else getattr(net.get_submodule(layer.path), "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            continue
+        twin = first.setdefault(id(weight), layer)
+        if twin is layer:
+            continue
+        alike = ("action", "time_kernel", "profile", "padding", "kind")
+        if any(getattr(twin, name) != getattr(layer, name) for name in alike):
+            raise InflateError(
+                "two layers share one weight and are to become different",
+                where="build",
+                expected=f"the same kernel in time for {twin.path} and {layer.path}",
+                got=f"{twin.time_kernel} frames, {twin.profile}, against {layer.time_kernel} frames, {layer.profile}",
+                fix="give both the same rule, or give each a weight of its own",
+            )
+        if layer.action == "inflate":
+            tied[layer.path] = twin.path
+    return tied
+
+
+def _check_plan_fits(plan: Plan, net: nn.Module) -> None:
+    """Compare the plan's layers with the model's: names, types, kernels, and that none is missing."""
+    modules = dict(net.named_modules())
+    faults = []
+    for layer in plan:
+        path = layer.path.partition("#")[0]
+        module = modules.get(path)
+        if module is None:
+            faults.append(f"{path} is not there")
+        elif "#" not in layer.path and (type(module).__name__, kernel_of(module)) != (layer.layer, layer.kernel):
+            faults.append(f"{path} is {type(module).__name__} {kernel_of(module)}, not {layer.layer} {layer.kernel}")
+    if faults:
         raise InflateError(
             "the plan is for another model",
             where="build",
-            expected=f"a layer {layer.path} of class {layer.layer}",
-            got="no such layer" if module is None else type(module).__name__,
+            expected=f"the {len(plan.layers)} layers of the plan for {plan.model}",
+            got="; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""),
             fix="make the plan from this very model: make_plan(model2d, preset)",
         )
-    return module

@@ -10,6 +10,8 @@ from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.errors import InflateError
 from inflate3d.inflation.plan import LayerPlan
 
+MAX_BACKWARDS = 64  # that are remembered: far more than run at a time
+
 
 class Fold:
     """What an Inflated tells its layers while it runs: the number of clips in the batch of frames.
@@ -20,12 +22,12 @@ class Fold:
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self.backward: int | None = None  # the clips of the forward whose backward began last
+        self._backward: dict[int, int] = {}  # by backward pass: the clips of the forward it has come to
 
     @property
-    def _stack(self) -> list[int]:
+    def _stack(self) -> list[tuple[int, int]]:
         try:
-            stack: list[int] = self._local.stack
+            stack: list[tuple[int, int]] = self._local.stack
         except AttributeError:
             stack = self._local.stack = []
         return stack
@@ -39,9 +41,9 @@ class Fold:
             modes = self._local.modes = []
         return modes
 
-    def push(self, num_clips: int) -> None:
-        """Begin a run on so many clips."""
-        self._stack.append(num_clips)
+    def push(self, num_clips: int, num_frames: int = 1) -> None:
+        """Begin a run on so many clips of so many frames."""
+        self._stack.append((num_clips, num_frames))
 
     def pop(self) -> None:
         """End the run that began last."""
@@ -50,15 +52,27 @@ class Fold:
     @property
     def num_clips(self) -> int | None:
         """Clips of the run that is going on in this thread, or None between runs."""
-        return self._stack[-1] if self._stack else None
+        return self._stack[-1][0] if self._stack else None
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of each clip of that run, as they came in, or None between runs."""
+        return self._stack[-1][1] if self._stack else None
 
     def begins_backward(self, num_clips: int, output: Tensor) -> None:
-        """Remember, when the gradient reaches this output, whose backward is going on."""
+        """Remember, when a gradient reaches this output, to whose forward the backward pass has come."""
 
         def remember(gradient: Tensor) -> None:
-            self.backward = num_clips
+            while len(self._backward) >= MAX_BACKWARDS:
+                self._backward.pop(next(iter(self._backward)))
+            self._backward[_backward_pass()] = num_clips
 
         output.register_hook(remember)
+
+    @property
+    def num_clips_in_backward(self) -> int | None:
+        """Clips of the forward to which the backward pass of this thread has come, or None."""
+        return self._backward.get(_backward_pass())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
         return Fold()
@@ -67,14 +81,18 @@ class Fold:
         return Fold, ()
 
 
+def _backward_pass() -> int:
+    return int(torch._C._current_graph_task_id())  # -1 outside
+
+
 class Folded(nn.Module):
     """A layer of a 2D network that looks through time: it leaves frame form for what it does.
 
     Attributes:
         fold: The Fold of the Inflated it belongs to.
         plan: What the layer became.
-        runs: For each shape of frames, the numbers of clips that gradient-mode runs held: a checkpoint recomputes a
-            layer when no run is going on.
+        runs: For each shape of frames, the numbers of clips that runs held: a checkpoint recomputes a layer when no
+            run is going on.
     """
 
     fold: Fold
@@ -97,14 +115,15 @@ class Folded(nn.Module):
         running = self.fold.num_clips
         shape = tuple(frames.shape)
         if running is not None:
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():
                 self.runs.setdefault(shape, set()).add(running)
             return running
         known = self.runs.get(shape, set())
+        recomputed = self.fold.num_clips_in_backward
+        if recomputed in known:
+            return recomputed
         if len(known) == 1:
             return next(iter(known))
-        if self.fold.backward is not None and self.fold.backward in known:
-            return self.fold.backward
         raise InflateError(
             "a layer that looks through time was run on frames alone, and cannot know where clips begin",
             where=f"layer {self.plan.path or 'of the whole model'}",
@@ -127,10 +146,23 @@ class Folded(nn.Module):
             )
         if factor == 1:
             return frames_to_clip(frames, num_clips)
+        self._check_factor(frames.shape[0] // (num_clips * factor))
         order = (num_clips, -1, factor) if self.plan.rows_inside else (factor, num_clips, -1)
         rows: Tensor = frames.unflatten(0, order)
         rows = rows.movedim(2, 1) if self.plan.rows_inside else rows.transpose(0, 1)
         return rows.flatten(0, 1).transpose(1, 2)
+
+    def _check_factor(self, num_frames: int) -> None:
+        """Notice windows of another number than in planning, as pictures of another size have."""
+        whole = self.fold.num_frames
+        if whole is not None and num_frames not in {-(-whole // 2**halvings) for halvings in range(8)}:
+            raise InflateError(
+                "the batch holds another number of rows for each frame than when the model was planned",
+                where=f"layer {self.plan.path}",
+                expected=f"{self.plan.batch_factor} rows for each frame",
+                got=f"{num_frames * self.plan.batch_factor} rows for {whole} frames",
+                fix="plan with a picture of the size that is run: inflate(model2d, example=torch.zeros(1, c, h, w))",
+            )
 
     def refold(self, clip: Tensor) -> Tensor:
         """Undo `unfold`; time may have another length by now."""

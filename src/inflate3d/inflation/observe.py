@@ -85,10 +85,11 @@ class _Watch:
     def begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.running.append((module, [0]))
 
-    def ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.running.pop()
-        if _is_layer(module) and args and isinstance(args[0], Tensor) and args[0].ndim and isinstance(output, Tensor):
-            self.note(self.paths[module], module, args[0], output)
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
+        if _is_layer(module) and x is not None and isinstance(output, Tensor):
+            self.note(self.paths[module], module, x, output)
 
     def pools(self, pool: CalledPool, x: Tensor, result: Tensor) -> Tensor:
         owner, count = self.running[-1]
@@ -106,7 +107,7 @@ class _Watch:
 def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Call]], Any]:
     watch = _Watch(net, len(pictures))
     handles = [module.register_forward_pre_hook(watch.begins) for module in watch.paths]
-    handles += [module.register_forward_hook(watch.ends) for module in watch.paths]
+    handles += [module.register_forward_hook(watch.ends, with_kwargs=True) for module in watch.paths]
     try:
         with torch.no_grad(), ListensForPools(watch.pools):
             return watch.calls, net(pictures)
@@ -128,7 +129,8 @@ def _seen(path: str, layer: nn.Module, two: list[_Call], three: list[_Call]) -> 
     if len(two) != len(three) or len(factors) != 1:
         factors = {0}  # it runs on something else each time: leave it alone
     factor = factors.pop()
-    inside = factor < 2 or _rows_inside(two[0], three[0])
+    insides = {_rows_inside(a, b) for a, b in zip(two, three, strict=True)} if factor > 1 else {True}
+    factor, inside = (factor, insides.pop()) if len(insides) == 1 else (0, True)
     adapter = CalledPool if isinstance(layer, CalledPool) else adapter_for(type(layer))
     return Seen(path, layer, adapter, two[0].shape, two[0].out_shape, factor, inside)
 
@@ -143,11 +145,21 @@ def _rows_inside(two: _Call, three: _Call) -> bool:
     """Tell rows that stand picture by picture (a a b b) from those that do not (a b a b)."""
     assert two.rows is not None
     assert three.rows is not None
-    return torch.allclose(two.rows, three.rows[: len(two.rows)], rtol=MIXING_TOLERANCE, atol=MIXING_TOLERANCE)
+    scale = two.rows.abs().max().clamp_min(1e-30)
+    return bool((two.rows - three.rows[: len(two.rows)]).abs().max() <= MIXING_TOLERANCE * scale)
 
 
 def _check_pictures_stay_apart(two: Any, three: Any, model: str) -> None:
-    for a, b in zip(pytree.tree_leaves(two), pytree.tree_leaves(three), strict=True):
+    leaves = pytree.tree_leaves(two), pytree.tree_leaves(three)
+    if len(leaves[0]) != len(leaves[1]):
+        raise InflateError(
+            "the structure of the model's output grows with the batch",
+            where="make_plan",
+            expected="tensors whose first axis is the batch, in a nest of one structure",
+            got=f"{model}: {len(leaves[0])} leaves for two pictures, {len(leaves[1])} for three",
+            fix="stack the answers to the pictures into one tensor",
+        )
+    for a, b in zip(*leaves, strict=True):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.ndim == 0 or b.shape[0] == a.shape[0]:
             continue
         same = b[: a.shape[0]]

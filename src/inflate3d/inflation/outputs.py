@@ -60,19 +60,57 @@ def look_at_outputs(run: Callable[[Tensor], Any], pictures: Tensor) -> Outputs:
     leaves, structure = pytree.tree_flatten(run(pictures[:2]))
     more, _ = pytree.tree_flatten(run(pictures))
     ratio = pictures.shape[2] / pictures.shape[3]
-    return Outputs(structure, tuple(_form(a, b, ratio) for a, b in zip(leaves, more, strict=True)))
+
+    def taller() -> list[Any]:
+        try:
+            return pytree.tree_leaves(run(pictures[:2].repeat(1, 1, 2, 1)))
+        except Exception as error:
+            raise InflateError(
+                "it cannot be told where the channels of an output stand",
+                where="Inflated",
+                expected="maps whose sides differ from their channels, or a model that takes pictures of any size",
+                got=f"maps with three equal sides; on a taller picture: {type(error).__name__}: {error}",
+                fix="plan with a picture that is not square: example=torch.zeros(1, c, h, w)",
+            ) from error
+
+    forms = [_form(a, b, ratio) for a, b in zip(leaves, more, strict=True)]
+    if None in forms:
+        forms = [form or _form_by_height(a, b) for form, a, b in zip(forms, leaves, taller(), strict=True)]
+    return Outputs(structure, tuple(form for form in forms if form))
 
 
-def _form(two: Any, three: Any, ratio: float) -> Form:
-    if not isinstance(two, Tensor) or two.ndim == 0 or (two.shape[0], three.shape[0]) != (2, 3):
+def _form(two: Any, three: Any, ratio: float) -> Form | None:
+    """Tell the form of a leaf from its shapes for two and three pictures; None where both readings of a map fit."""
+    if two is None or isinstance(two, str | bool | int | float):
         return "same"
+    if not isinstance(two, Tensor):
+        raise _unclear(f"an output of type {type(two).__name__}")
+    if two.shape == three.shape:
+        return "same"
+    if (two.shape[0], three.shape[0]) != (2, 3) or two.shape[1:] != three.shape[1:]:
+        raise _unclear(f"an output {list(two.shape)} for two pictures and {list(three.shape)} for three")
     if two.ndim == 4:
         _, a, b, c = two.shape
-        # a map keeps the ratio of its sides; where both readings do, channels stand first, as is usual
-        first, last = abs(b / c - ratio), abs(a / b - ratio)
-        return "map-last" if last < first and last < 0.2 * ratio else "map"
+        # a map keeps the ratio of the picture's sides, up to a pixel
+        first, last = abs(b - c * ratio) <= 1, abs(a - b * ratio) <= 1
+        return None if first and last else "map" if first else "map-last" if last else "other"
     forms: dict[int, Form] = {1: "vector", 2: "vector", 3: "tokens"}
     return forms.get(two.ndim, "other")
+
+
+def _form_by_height(two: Tensor, taller: Tensor) -> Form:
+    """Tell the axes of a map by what grows when the picture does."""
+    return "map-last" if taller.shape[1] > two.shape[1] else "map"
+
+
+def _unclear(got: str) -> InflateError:
+    return InflateError(
+        "an output of the model cannot be unfolded",
+        where="Inflated",
+        expected="tensors whose first axis is the batch, or that do not grow with it; None, numbers and text",
+        got=got,
+        fix="let the model return tuples, lists or dicts of such tensors (torch.utils._pytree registers other types)",
+    )
 
 
 def _unfold(leaf: Any, form: Form, num_clips: int, time_pool: TimePool) -> Any:
@@ -81,7 +119,7 @@ def _unfold(leaf: Any, form: Form, num_clips: int, time_pool: TimePool) -> Any:
     assert isinstance(leaf, Tensor)
     if form == "map":
         return frames_to_clip(leaf, num_clips)
-    timed = leaf.unflatten(0, (num_clips, -1))
-    if form == "vector" and time_pool != "none":
+    timed: Tensor = leaf.unflatten(0, (num_clips, -1))
+    if form == "vector" and time_pool != "none" and timed.is_floating_point():
         return timed.mean(1) if time_pool == "mean" else torch.amax(timed, 1)
     return timed

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from inflate3d.errors import InflateError, nearest_names
 
@@ -38,6 +38,7 @@ class LayerPlan:
         padding: What stands before the first and behind the last frame.
         batch_factor: Rows of the batch for each frame, where the 2D code merges something else into the batch.
         rows_inside: Whether these rows stand beside each other (frame by frame), or image by image.
+        kind: What the engine knows it as: "conv", "transposed", "pool", "gate", "drop", or nothing.
         reason: Why the layer stays per frame, where that is not plain.
     """
 
@@ -51,7 +52,29 @@ class LayerPlan:
     padding: TimePadding = "replicate"
     batch_factor: int = 1
     rows_inside: bool = True
+    kind: str = ""
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name}={value!r} (allowed: {allowed})"
+            for name, value, allowed, fine in (
+                ("action", self.action, ", ".join(ACTIONS), self.action in ACTIONS),
+                ("padding", self.padding, ", ".join(get_args(TimePadding)), self.padding in get_args(TimePadding)),
+                ("time_kernel", self.time_kernel, "1 or more", _is_count(self.time_kernel)),
+                ("time_stride", self.time_stride, "1 or more", _is_count(self.time_stride)),
+                ("batch_factor", self.batch_factor, "1 or more", _is_count(self.batch_factor)),
+            )
+            if not fine
+        ]
+        if faults:
+            raise InflateError(
+                "a layer's plan is impossible",
+                where=f"plan of {self.path or 'the model'}",
+                expected="allowed values",
+                got="; ".join(faults),
+                fix="change the rule, or make the plan anew",
+            )
 
     @property
     def looks_through_time(self) -> bool:
@@ -176,7 +199,7 @@ class Plan:
                 raise ValueError(f"version {found['version']}")
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in found["layers"])
             return Plan(**_tuples({**found, "layers": layers}))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InflateError(
                 "this is no plan",
                 where="Plan.from_json",
@@ -186,21 +209,35 @@ class Plan:
             ) from error
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _changed(layer: LayerPlan, rule: Rule) -> LayerPlan:
     wanted = {name: value for name, value in asdict(rule).items() if value is not None}
-    if layer.kernel is None or (layer.action == "frame" and layer.reason and wanted.get("time_kernel", 1) > 1):
-        raise InflateError(
-            "a rule asks for time in a layer that cannot have it",
-            where="rules",
-            expected="a convolution that the engine knows",
-            got=f"{layer.path}: {layer.layer}" + (f" ({layer.reason})" if layer.reason else ""),
-            fix="make the pattern narrower, or teach the engine the layer with @adapts",
-        )
     changed = replace(layer, **wanted)
     timed = changed.time_kernel > 1 or changed.time_stride > 1
-    action: Action = "pool" if layer.action == "pool" else "inflate" if timed else "frame"
-    return replace(changed, action=action)
+    fault = ""
+    if layer.kind not in ("conv", "transposed", "pool") or (layer.reason and timed):
+        fault = layer.reason or "the engine has no kernel in time for it"
+    elif layer.action == "shift" and timed:
+        fault = "a layer whose channels are shifted has no kernel in time; take another preset"
+    elif layer.kind == "transposed" and changed.time_stride > 1:
+        fault = "a transposed convolution keeps the length of time"
+    elif timed and layer.kind != "pool" and not changed.profile:
+        fault = "the plan has a profile of your own; say in the rule how this kernel is laid out"
+    if fault:
+        raise InflateError(
+            "a rule asks for what a layer cannot do",
+            where="rules",
+            expected="kernels in time for convolutions and pools that the engine knows",
+            got=f"{layer.path}: {layer.layer} ({fault})",
+            fix="make the pattern narrower, or teach the engine the layer with @adapts",
+        )
+    if layer.action == "shift":
+        return changed
+    return replace(changed, action="frame" if not timed else "pool" if layer.kind == "pool" else "inflate")

@@ -94,7 +94,8 @@ def _mirrored(seen: Sequence[Seen]) -> dict[str, Timing]:
     for one in seen:
         kind = one.adapter.kind if one.adapter and one.batch_factor else None
         here, there = one.in_shape[2:], one.out_shape[2:]
-        if kind not in ("conv", "pool") or len(here) != 2 or there == (1, 1):  # a pool down to 1x1 is a head's
+        heads_pool = kind == "pool" and there == (1, 1)
+        if kind not in ("conv", "pool") or len(here) != 2 or heads_pool:
             continue
         shrink = shrinks.setdefault(here, 1)
         stride = max(stride_of(one.layer))
@@ -198,10 +199,11 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
         one.path,
         "call of a pool" if isinstance(one.layer, CalledPool) else type(one.layer).__name__,
         kernel=kernel,
-        profile=profile if isinstance(profile, str) else "custom",
+        profile=profile if isinstance(profile, str) else "",
         padding=preset.padding,
         batch_factor=max(one.batch_factor, 1),
         rows_inside=one.rows_inside,
+        kind=kind or "",
     )
     if one.batch_factor == 0 and (kind or kernel):
         return replace(plan, reason="its batch does not grow with the pictures")
@@ -215,6 +217,8 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
     if kind == "pool":
         timed = replace(plan, action="pool", time_kernel=timing.kernel, time_stride=timing.stride)
         return timed if timing != Timing(1) else plan
+    if kind == "gate" and len(one.in_shape) != 4:
+        return replace(plan, reason="it runs on tokens here")
     if kind == "gate":
         return replace(plan, action="clip" if preset.context == "clip" else "frame")
     if kind == "drop":

@@ -58,7 +58,7 @@ def examine(name: str, preset: str) -> dict[str, Any]:
             "convolutions_left": sum(bool(layer.reason) for layer in plan),
         }
         pictures = pictures_like(model2d, plan.input_shape)[:2]
-        check = still_float32(model2d, build(plan, model2d), pictures, LENGTHS[preset])
+        check = still_float32(model2d, build(plan, model2d), pictures, lengths=LENGTHS[preset])
     except InflateError as error:
         return {"outcome": "refused", "reason": error.problem}
     trivial = not plan.looks_through_time

@@ -36,8 +36,9 @@ MEAN_BGR = (104.0, 117.0, 123.0)
 class Mixed(nn.Module):
     """Four branches side by side."""
 
-    def __init__(self, inputs: int, one: int, three_in: int, three: int, five_in: int, five: int, pooled: int) -> None:
+    def __init__(self, *widths: int) -> None:
         super().__init__()
+        inputs, one, three_in, three, five_in, five, pooled = widths
         self.branch1 = nn.Conv2d(inputs, one, 1)
         self.branch3 = nn.Sequential(nn.Conv2d(inputs, three_in, 1), nn.ReLU(), nn.Conv2d(three_in, three, 3, 1, 1))
         self.branch5 = nn.Sequential(nn.Conv2d(inputs, five_in, 1), nn.ReLU(), nn.Conv2d(five_in, five, 5, 1, 2))

@@ -206,7 +206,9 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
     Raises:
         InflateError: The plan is for another model.
     """
-    net, fold = copy.deepcopy(model2d), Fold()
+    shortens = any(layer.padding == "valid" and layer.time_kernel > 1 for layer in plan)
+    strides = None if shortens else frozenset(layer.time_stride for layer in plan)
+    net, fold = copy.deepcopy(model2d), Fold(strides)
     _check_plan_fits(plan, net)
     outputs = _forms_of_forward(net, plan)
     tied = _tied_weights(plan, net)
@@ -300,9 +302,13 @@ def deflate(model3d: Inflated) -> nn.Module:
             )
     twin = copy.deepcopy(model3d)
     net, fold = twin.net, twin.fold
+    flat: dict[nn.Parameter, nn.Parameter] = {}  # of weights that layers share, so that they go on sharing
     for module in net.modules():
         if isinstance(module, Adapted) and module.fold is fold:
+            deep = getattr(module, "weight", None)
             module.deflate_()
+            if deep is not None:
+                module.weight = flat.setdefault(deep, module.get_parameter("weight"))
         forget_calls(module)
     return net
 
@@ -330,7 +336,8 @@ def input_shape_of(model2d: nn.Module) -> tuple[int, int, int]:
 def _check_branches_meet(model3d: Inflated) -> None:
     """Run a short clip through a plan that shortens time, so that branches of unequal length show now."""
     trial = copy.deepcopy(model3d).eval()
-    length = 3 + sum(layer.time_kernel - 1 for layer in trial.plan if layer.padding == "valid")
+    # 17 frames leave two on a level that is 16 times shorter: one would go together with any number
+    length = 17 + sum(layer.time_kernel - 1 for layer in trial.plan if layer.padding == "valid")
     clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
     try:
         with torch.no_grad():

@@ -18,9 +18,14 @@ class Fold:
 
     The number lives on a stack of the running thread, so that two threads may run one model, and an Inflated may run
     inside another. A copy or a pickle of a model brings an empty Fold of its own.
+
+    Args:
+        strides: The strides in time of the plan, from which the lengths follow that time may have on the way; None if
+            they do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strides: frozenset[int] | None = frozenset()) -> None:
+        self.strides = strides
         self._local = threading.local()
         self._backward: dict[int, int] = {}  # by backward pass: the clips of the forward it has come to
 
@@ -54,10 +59,16 @@ class Fold:
         """Clips of the run that is going on in this thread, or None between runs."""
         return self._stack[-1][0] if self._stack else None
 
-    @property
-    def num_frames(self) -> int | None:
-        """Frames of each clip of that run, as they came in, or None between runs."""
-        return self._stack[-1][1] if self._stack else None
+    def may_have(self, num_frames: int) -> bool:
+        """Whether time can have this length on some level of the run that is going on."""
+        if self.strides is None or not self._stack:
+            return True
+        reached = {self._stack[-1][1]}
+        fresh = set(reached)
+        while fresh:
+            fresh = {-(-length // stride) for length in fresh for stride in self.strides} - reached
+            reached |= fresh
+        return num_frames in reached
 
     def begins_backward(self, num_clips: int, output: Tensor) -> None:
         """Remember, when a gradient reaches this output, to whose forward the backward pass has come."""
@@ -75,10 +86,10 @@ class Fold:
         return self._backward.get(_backward_pass())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
-        return Fold()
+        return Fold(self.strides)
 
-    def __reduce__(self) -> tuple[type["Fold"], tuple[()]]:
-        return Fold, ()
+    def __reduce__(self) -> tuple[type["Fold"], tuple[frozenset[int] | None]]:
+        return Fold, (self.strides,)
 
 
 def _backward_pass() -> int:
@@ -144,23 +155,22 @@ class Folded(nn.Module):
                 fix="this layer changes its batch from call to call; leave it per frame: "
                 f"rules={{{self.plan.path!r}: Rule(time_kernel=1)}}",
             )
+        self._check_length(frames.shape[0] // (num_clips * factor))
         if factor == 1:
             return frames_to_clip(frames, num_clips)
-        self._check_factor(frames.shape[0] // (num_clips * factor))
         order = (num_clips, -1, factor) if self.plan.rows_inside else (factor, num_clips, -1)
         rows: Tensor = frames.unflatten(0, order)
         rows = rows.movedim(2, 1) if self.plan.rows_inside else rows.transpose(0, 1)
         return rows.flatten(0, 1).transpose(1, 2)
 
-    def _check_factor(self, num_frames: int) -> None:
+    def _check_length(self, num_frames: int) -> None:
         """Notice windows of another number than in planning, as pictures of another size have."""
-        whole = self.fold.num_frames
-        if whole is not None and num_frames not in {-(-whole // 2**halvings) for halvings in range(8)}:
+        if not torch.compiler.is_compiling() and not self.fold.may_have(num_frames):
             raise InflateError(
                 "the batch holds another number of rows for each frame than when the model was planned",
                 where=f"layer {self.plan.path}",
-                expected=f"{self.plan.batch_factor} rows for each frame",
-                got=f"{num_frames * self.plan.batch_factor} rows for {whole} frames",
+                expected=f"{self.plan.batch_factor} rows for each frame of each clip",
+                got=f"rows for {num_frames} frames",
                 fix="plan with a picture of the size that is run: inflate(model2d, example=torch.zeros(1, c, h, w))",
             )
 

@@ -69,8 +69,9 @@ class _Call(NamedTuple):
 
 
 def _is_layer(module: nn.Module) -> bool:
-    # leaves, and those with parts (gates) that an adapter takes over whole
-    return adapter_for(type(module)) is not None or not any(module.children())
+    # leaves, those with parts (gates) that an adapter takes over whole, and convolutions with parametrized weights
+    convolution = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    return adapter_for(type(module)) is not None or convolution or not any(module.children())
 
 
 class _Watch:
@@ -82,32 +83,32 @@ class _Watch:
         self.running: list[tuple[nn.Module, list[int]]] = []  # with the number of pools called so far
         self.calls: dict[str, list[_Call]] = {}
 
-    def begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.running.append((module, [0]))
 
-    def ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.running.pop()
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
         if _is_layer(module) and x is not None and isinstance(output, Tensor):
-            self.note(self.paths[module], module, x, output)
+            self._note(self.paths[module], module, x, output)
 
     def pools(self, pool: CalledPool, x: Tensor, result: Tensor) -> Tensor:
         owner, count = self.running[-1]
         if adapter_for(type(owner)) is None:  # a layer that pools is taken over whole
-            self.note(f"{self.paths[owner]}#{count[0]}", pool, x, result)
+            self._note(f"{self.paths[owner]}#{count[0]}", pool, x, result)
         for _, outer in self.running:
             outer[0] += 1
         return result
 
-    def note(self, path: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    def _note(self, path: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         rows = x.clone() if x.shape[0] != self.num_pictures else None
         self.calls.setdefault(path, []).append(_Call(layer, tuple(x.shape), rows, tuple(output.shape)))
 
 
 def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Call]], Any]:
     watch = _Watch(net, len(pictures))
-    handles = [module.register_forward_pre_hook(watch.begins) for module in watch.paths]
-    handles += [module.register_forward_hook(watch.ends, with_kwargs=True) for module in watch.paths]
+    handles = [module.register_forward_pre_hook(watch._begins) for module in watch.paths]
+    handles += [module.register_forward_hook(watch._ends, with_kwargs=True) for module in watch.paths]
     try:
         with torch.no_grad(), ListensForPools(watch.pools):
             return watch.calls, net(pictures)

@@ -1,7 +1,8 @@
 """What comes out of a 2D model, leaf by leaf, and how each leaf gets its time back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -61,26 +62,22 @@ def look_at_outputs(run: Callable[[Tensor], Any], pictures: Tensor) -> Outputs:
     more, _ = pytree.tree_flatten(run(pictures))
     ratio = pictures.shape[2] / pictures.shape[3]
 
-    def taller() -> list[Any]:
-        try:
-            return pytree.tree_leaves(run(pictures[:2].repeat(1, 1, 2, 1)))
-        except Exception as error:
-            raise InflateError(
-                "it cannot be told where the channels of an output stand",
-                where="Inflated",
-                expected="maps whose sides differ from their channels, or a model that takes pictures of any size",
-                got=f"maps with three equal sides; on a taller picture: {type(error).__name__}: {error}",
-                fix="plan with a picture that is not square: example=torch.zeros(1, c, h, w)",
-            ) from error
-
     forms = [_form(a, b, ratio) for a, b in zip(leaves, more, strict=True)]
     if None in forms:
-        forms = [form or _form_by_height(a, b) for form, a, b in zip(forms, leaves, taller(), strict=True)]
+        taller = _leaves_of_taller(run, pictures)
+        forms = [form or _form_by_height(a, b, ratio) for form, a, b in zip(forms, leaves, taller, strict=False)]
     return Outputs(structure, tuple(form for form in forms if form))
 
 
+def _leaves_of_taller(run: Callable[[Tensor], Any], pictures: Tensor) -> Iterator[Any]:
+    try:
+        return iter(pytree.tree_leaves(run(pictures[:2].repeat(1, 1, 2, 1))))
+    except Exception:  # a model for one size of pictures: its own shapes have to do
+        return repeat(None)
+
+
 def _form(two: Any, three: Any, ratio: float) -> Form | None:
-    """Tell the form of a leaf from its shapes for two and three pictures; None where both readings of a map fit."""
+    """Tell the form of a leaf from its shapes for two and three pictures; None for maps that may be channels-last."""
     if two is None or isinstance(two, str | bool | int | float):
         return "same"
     if not isinstance(two, Tensor):
@@ -90,17 +87,36 @@ def _form(two: Any, three: Any, ratio: float) -> Form | None:
     if (two.shape[0], three.shape[0]) != (2, 3) or two.shape[1:] != three.shape[1:]:
         raise _unclear(f"an output {list(two.shape)} for two pictures and {list(three.shape)} for three")
     if two.ndim == 4:
-        _, a, b, c = two.shape
-        # a map keeps the ratio of the picture's sides, up to a pixel
-        first, last = abs(b - c * ratio) <= 1, abs(a - b * ratio) <= 1
-        return None if first and last else "map" if first else "map-last" if last else "other"
+        first, last = _readings(two, ratio)
+        return "map" if first and not last else None
     forms: dict[int, Form] = {1: "vector", 2: "vector", 3: "tokens"}
     return forms.get(two.ndim, "other")
 
 
-def _form_by_height(two: Tensor, taller: Tensor) -> Form:
-    """Tell the axes of a map by what grows when the picture does."""
-    return "map-last" if taller.shape[1] > two.shape[1] else "map"
+def _readings(map2d: Tensor, ratio: float) -> tuple[bool, bool]:
+    """Whether a map, read as `[n, c, h, w]` and as `[n, h, w, c]`, has the ratio of the picture's sides, up to a pixel."""
+    _, a, b, c = map2d.shape
+    return abs(b - c * ratio) <= 1, abs(a - b * ratio) <= 1
+
+
+def _form_by_height(two: Tensor, taller: Tensor | None, ratio: float) -> Form:
+    """Tell the axes of a map by what grows when the picture does.
+
+    Raises:
+        InflateError: The model takes pictures of one size only, and both readings of its map fit.
+    """
+    if taller is not None:
+        return "map-last" if taller.shape[1] > two.shape[1] else "map"
+    first, last = _readings(two, ratio)
+    if first and last and len(set(two.shape[1:])) == 1:
+        raise InflateError(
+            "it cannot be told where the channels of an output stand",
+            where="Inflated",
+            expected="maps whose sides differ from their channels, or a model that takes pictures of any size",
+            got=f"a map {list(two.shape)}",
+            fix="plan with a picture that is not square: example=torch.zeros(1, c, h, w)",
+        )
+    return "map-last" if last and not first else "map"
 
 
 def _unclear(got: str) -> InflateError:

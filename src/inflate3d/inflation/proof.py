@@ -110,7 +110,7 @@ def prove(
     lengths = [length + lost for length in lengths]
     checks = [
         _still_float64(flat64, deep64, pictures.double(), lengths),
-        still_float32(flat, deep, pictures, lengths),
+        still_float32(flat, deep, pictures, lengths=lengths),
         _pictures_stay_apart(flat64, pictures.double()),
         _deflates(flat, deep),
         _batch_norm_trains(flat64, deep64, pictures.double()) if not lost else None,
@@ -132,7 +132,7 @@ def _still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: S
     return Check("a still clip, every frame, float64", error <= limit, error, limit, where)
 
 
-def still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+def still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths: Sequence[int]) -> Check:
     """Test the first law alone, in float32: a still clip of each length, every frame. Both models are set to eval."""
     pictures = pictures.float()
     flat, given = copy.deepcopy(flat).float().eval(), deep

@@ -94,7 +94,7 @@ def _form(two: Any, three: Any, ratio: float) -> Form | None:
 
 
 def _readings(map2d: Tensor, ratio: float) -> tuple[bool, bool]:
-    """Whether a map, read as `[n, c, h, w]` and as `[n, h, w, c]`, has the ratio of the picture's sides, up to a pixel."""
+    """Whether a map has the ratio of the picture, up to a pixel, read as `[n, c, h, w]` and as `[n, h, w, c]`."""
     _, a, b, c = map2d.shape
     return abs(b - c * ratio) <= 1, abs(a - b * ratio) <= 1
 

@@ -109,7 +109,7 @@ def prove(
     )  # frames that padding would give
     lengths = [length + lost for length in lengths]
     checks = [
-        _still_float64(flat64, deep64, pictures.double(), lengths),
+        still_float64(flat64, deep64, pictures.double(), lengths=lengths),
         still_float32(flat, deep, pictures, lengths=lengths),
         _pictures_stay_apart(flat64, pictures.double()),
         _deflates(flat, deep),
@@ -121,7 +121,8 @@ def prove(
     return Proof(model3d.plan.model, model3d.plan.preset, through, tuple(check for check in checks if check))
 
 
-def _still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, lengths: Sequence[int]) -> Check:
+def still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths: Sequence[int]) -> Check:
+    """Test the first law alone, in float64; models and pictures come in float64, in eval mode."""
     with _FindsSingles() as finder, torch.no_grad():
         answer = flat(pictures)
     limit = CASTING if finder.found else EXACT

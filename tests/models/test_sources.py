@@ -40,6 +40,7 @@ def own_module(tmp_path, monkeypatch):
     [
         ("timm/test_resnet", {}, (3, 160, 160), 1000),
         ("timm/test_vit", {"in_chans": 1, "num_classes": 7, "img_size": 96}, (1, 96, 96), 7),
+        ("timm/tresnet_m", {}, (3, 224, 224), 1000),
         ("timm/test_resnet.r160_in1k", {"in_chans": 5}, (5, 160, 160), 1000),
         ("torchvision/squeezenet1_1", {"num_classes": 7}, (3, 224, 224), 7),
         ("torchvision/googlenet", {}, (3, 224, 224), 1000),

@@ -106,7 +106,9 @@ def _timm_shape(model: nn.Module, config: Mapping[str, Any]) -> Shape:
     first = config.get("first_conv")
     layer = dict(model.named_modules()).get(first if isinstance(first, str) else "")
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and channels == 3:
-        channels = layer.in_channels
+        # TResNet's stem moves blocks of pixels into the channels first
+        blocks = [int(getattr(part, "bs")) ** 2 for part in model.modules() if type(part).__name__ == "SpaceToDepth"]  # noqa: B009
+        channels = layer.in_channels // (blocks[0] if blocks else 1)
     if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
         height, width = size
     return int(channels), int(height), int(width)

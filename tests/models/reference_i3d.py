@@ -1,5 +1,7 @@
 """I3D written a second time, straight from the published layer table, sharing nothing with the package."""
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,37 +38,64 @@ def pad_same(x, kernel, stride, value):
     return x
 
 
-def conv(x, weight, stride=(1, 1, 1)):
-    padded = pad_same(x.numpy(), weight.shape[2:], stride, 0.0)
-    return F.conv3d(torch.from_numpy(padded), weight, stride=stride)
+def pad_static(x, kernel, stride):
+    """The rule of hassony2's port in 2018: kernel minus stride, the smaller half in front, zeros for pools as well."""
+    widths = [((k - s) // 2, k - s - (k - s) // 2) for k, s in zip(kernel, stride, strict=True)]
+    return np.pad(x, [(0, 0), (0, 0), *widths])
 
 
-def pool(x, kernel, stride):
-    padded = pad_same(x.numpy(), kernel, stride, -np.inf)
-    return F.max_pool3d(torch.from_numpy(padded), kernel, stride)
+class Same:
+    """TensorFlow's network."""
+
+    eps = 1e-3
+
+    @staticmethod
+    def conv(x, weight, stride=(1, 1, 1)):
+        padded = pad_same(x.numpy(), weight.shape[2:], stride, 0.0)
+        return F.conv3d(torch.from_numpy(padded), weight, stride=stride)
+
+    @staticmethod
+    def pool(x, kernel, stride):
+        padded = pad_same(x.numpy(), kernel, stride, -np.inf)
+        return F.max_pool3d(torch.from_numpy(padded), kernel, stride)
 
 
-def unit(x, state, name, stride=(1, 1, 1)):
-    x = conv(x, state[f"{name}.conv_3d.weight"], stride)
+class Static:
+    """The port that video_features carries."""
+
+    eps = 1e-5
+
+    @staticmethod
+    def conv(x, weight, stride=(1, 1, 1)):
+        return F.conv3d(torch.from_numpy(pad_static(x.numpy(), weight.shape[2:], stride)), weight, stride=stride)
+
+    @staticmethod
+    def pool(x, kernel, stride):
+        return F.max_pool3d(torch.from_numpy(pad_static(x.numpy(), kernel, stride)), kernel, stride, ceil_mode=True)
+
+
+def unit(x, state, name, rule, stride=(1, 1, 1)):
+    x = rule.conv(x, state[f"{name}.conv_3d.weight"], stride)
     mean, var, beta = (
         state[f"{name}.batch_norm.{key}"][:, None, None, None] for key in ("running_mean", "running_var", "bias")
     )
-    return torch.relu((x - mean) / torch.sqrt(var + 1e-3) + beta)
+    return torch.relu((x - mean) / torch.sqrt(var + rule.eps) + beta)
 
 
-def run(x, state):
+def run(x, state, rule=Same):
     """All endpoints of a clip `[b, c, t, h, w]` in float64, with `state` in the package's names."""
     found = {}
     for name, kind, channels, kernel, stride in TABLE:
         if kind == "conv":
-            x = unit(x, state, name, stride)
+            x = unit(x, state, name, rule, stride)
         elif kind == "pool":
-            x = pool(x, kernel, stride)
+            x = rule.pool(x, kernel, stride)
         else:
-            b0 = unit(x, state, f"{name}.Branch_0.Conv3d_0a_1x1")
-            b1 = unit(unit(x, state, f"{name}.Branch_1.Conv3d_0a_1x1"), state, f"{name}.Branch_1.Conv3d_0b_3x3")
-            b2 = unit(unit(x, state, f"{name}.Branch_2.Conv3d_0a_1x1"), state, f"{name}.Branch_2.Conv3d_0b_3x3")
-            b3 = unit(pool(x, (3, 3, 3), (1, 1, 1)), state, f"{name}.Branch_3.Conv3d_0b_1x1")
+            part = partial(unit, state=state, rule=rule)
+            b0 = part(x, name=f"{name}.Branch_0.Conv3d_0a_1x1")
+            b1 = part(part(x, name=f"{name}.Branch_1.Conv3d_0a_1x1"), name=f"{name}.Branch_1.Conv3d_0b_3x3")
+            b2 = part(part(x, name=f"{name}.Branch_2.Conv3d_0a_1x1"), name=f"{name}.Branch_2.Conv3d_0b_3x3")
+            b3 = part(rule.pool(x, (3, 3, 3), (1, 1, 1)), name=f"{name}.Branch_3.Conv3d_0b_1x1")
             x = torch.cat([b0, b1, b2, b3], dim=1)
         assert channels is None or x.shape[1] == channels
         found[name] = x

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_i3d import run
+from reference_i3d import Same, Static, run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,17 +75,51 @@ def test_golden_numbers(kinetics_i3d, size):
         assert value.flatten()[:8].tolist() == pytest.approx(golden[name]["head"], abs=2e-4)
 
 
-@pytest.mark.parametrize("shape", [(9, 193, 201), (16, 194, 193), (18, 193, 225)])
-def test_it_equals_the_second_writing_in_float64(shape):
-    """Odd and even sizes take every branch of SAME padding; 225 needs the spatial mean."""
-    torch.manual_seed(0)
-    model = randomize(InceptionI3d(num_classes=11, in_channels=2)).double()
+@pytest.mark.parametrize(
+    ("rule", "variant", "shape"),
+    [
+        (Same, {}, (9, 193, 201)),
+        (Same, {}, (16, 194, 193)),
+        (Same, {}, (18, 193, 225)),
+        (Static, {"bn_eps": 1e-5, "padding": "static"}, (10, 194, 201)),
+        (Static, {"bn_eps": 1e-5, "padding": "static"}, (19, 227, 194)),
+    ],
+)
+def test_it_equals_the_second_writing_in_float64(rule, variant, shape):
+    """Odd and even sizes take every branch of the padding rules; 225 needs the spatial mean."""
+    model = randomize(InceptionI3d(num_classes=11, in_channels=2, **variant)).double()
     clip = torch.rand(1, 2, *shape, dtype=torch.float64) * 2 - 1
     with torch.inference_mode():
-        expected = run(clip, model.state_dict())
+        expected = run(clip, model.state_dict(), rule)
         found = model.endpoints(clip, expected)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: name + text)
+
+
+def test_static_padding_differs_only_where_a_size_on_the_way_is_odd():
+    same = randomize(InceptionI3d(5, 2))
+    static = InceptionI3d(5, 2, padding="static").eval()
+    static.load_state_dict(same.state_dict())
+    with torch.inference_mode():
+        even = torch.rand(1, 2, 16, 224, 224) * 2 - 1
+        assert torch.equal(static(even), same(even))
+        # 10 frames become 5, an odd number: the last one is read where SAME puts a border in front
+        odd = even[:, :, :10]
+        assert not torch.allclose(static(odd), same(odd), atol=1e-4)
+
+
+@pytest.mark.parametrize(("padding", "frames", "side"), [("same", 9, 193), ("static", 10, 194)])
+def test_the_smallest_clip_is_taken_and_a_smaller_one_is_not(padding, frames, side):
+    with torch.device("meta"):
+        model = InceptionI3d(padding=padding).eval()
+        assert model.clip_spec.min_frames == frames
+        assert (
+            model.endpoints(torch.empty(1, 3, frames, side, side), "Logits_per_step")["Logits_per_step"].shape[2] == 1
+        )
+        with pytest.raises(InflateError, match=rf"too short(.|\n)*arange\({frames}\)"):
+            model(torch.empty(1, 3, frames - 1, side, side))
+        with pytest.raises(InflateError, match=rf"too small(.|\n)*w >= {side}"):
+            model(torch.empty(1, 3, frames, side, side - 1))
 
 
 def test_shapes_parameters_and_cost_are_the_published_ones():
@@ -188,6 +222,17 @@ def test_a_flow_network_asks_for_optical_flow():
 def test_a_network_without_classes_or_channels_is_refused(options):
     with pytest.raises(InflateError, match="there is no such network"):
         InceptionI3d(**options)
+
+
+@pytest.mark.parametrize("variant", [{"padding": "valid"}, {"bn_eps": 0}, {"bn_eps": float("nan")}, {"bn_eps": "1e-5"}])
+def test_a_variant_that_nobody_has_is_refused(variant):
+    with pytest.raises(InflateError, match=r"no such variant(.|\n)*same, static"):
+        InceptionI3d(**variant)
+
+
+def test_variants_have_the_same_names_in_their_state():
+    with torch.device("meta"):
+        assert list(InceptionI3d(padding="static", bn_eps=1e-5).state_dict()) == list(InceptionI3d().state_dict())
 
 
 def test_names_and_classes_are_of_one_number():

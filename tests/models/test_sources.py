@@ -1,6 +1,7 @@
 """2D models are found by name, with the weights that were asked for, and nothing is fetched in silence."""
 
 import socket
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -45,6 +46,7 @@ def own_module(tmp_path, monkeypatch):
         ("torchvision/squeezenet1_1", {"num_classes": 7}, (3, 224, 224), 7),
         ("torchvision/googlenet", {}, (3, 224, 224), 1000),
         ("torchvision/inception_v3", {}, (3, 299, 299), 1000),
+        ("torchvision/vit_b_32", {"image_size": 96, "num_classes": 7}, (3, 96, 96), 7),
     ],
 )
 def test_a_name_gives_a_model_and_its_picture(offline, name, options, shape, outputs):
@@ -66,6 +68,49 @@ def test_a_segmentation_network_downloads_no_backbone(offline):
         assert model(torch.zeros(1, 3, 65, 67))["out"].shape == (1, 5, 65, 67)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "shape"),
+    [
+        ("resnet", {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1]}, (3, 224, 224)),
+        ("deit", {"image_size": 32, "num_channels": 1, "hidden_size": 12, "num_hidden_layers": 1}, (1, 32, 32)),
+        ("segformer", {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_channels": 2}, (2, 224, 224)),
+    ],
+)
+def test_a_type_of_transformers_gives_a_classifier(offline, kind, options, shape):
+    model = find_2d_model(f"hf/{kind}", num_labels=7, **options)
+    assert not model.training
+    assert model.config.model_type == kind
+    assert example_shape(model, f"hf/{kind}") == shape
+    with torch.inference_mode():
+        assert model(torch.zeros(2, *shape)).logits.shape == (2, 7)
+
+
+def test_a_type_of_transformers_without_classifier_gives_maps(offline):
+    config = {"hidden_sizes": [4, 8, 10, 16], "depths": [1, 1, 1, 1], "decoder_hidden_size": 4}
+    model = find_2d_model("hf/glpn", **config)
+    assert type(model).__name__ == "GLPNForDepthEstimation"
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, 64, 96)).predicted_depth.shape == (2, 64, 96)
+
+
+@pytest.mark.parametrize("name", ["smp/Unet-resnet18", "smp/fpn-tu-test_resnet"])
+def test_decoders_and_encoders_of_segmentation_models_pytorch(offline, name):
+    model = find_2d_model(name, in_channels=1, classes=5)
+    assert not model.training
+    assert example_shape(model, name) == (1, 224, 224)
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 1, 64, 96)).shape == (1, 5, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("hf/resnet", "transformers"), ("smp/Unet-resnet18", "segmentation_models_pytorch")]
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InflateError, match=rf'{package} is missing(.|\n)*pip install "inflate3d\[zoo\]"'):
+        find_2d_model(name)
+
+
 def test_a_function_of_ones_own(own_module):
     model = find_2d_model("my_nets:tiny", num_classes=7)
     assert not model.training
@@ -80,6 +125,8 @@ def test_a_function_of_ones_own(own_module):
         (SimpleNamespace(image_size=[96, 128], num_channels=1), (1, 96, 128)),
         (SimpleNamespace(vision_config=SimpleNamespace(image_size=(336,), num_channels=3)), (3, 336, 336)),
         (SimpleNamespace(hidden_size=7), (3, 224, 224)),
+        (SimpleNamespace(num_channels=2), (2, 224, 224)),
+        ({"in_channels": 1, "classes": 5}, (1, 224, 224)),
     ],
 )
 def test_hugging_face_configs_are_read(config, shape):
@@ -125,6 +172,11 @@ def test_files_with_the_extra_heads_of_training_fit(tmp_path):
         ("timm/", "did you mean"),
         ("timm/hf-hub:someone/something", "did you mean"),
         ("my_nets:tny", "my_nets:tiny"),
+        ("hf/resnt", "hf/resnet"),
+        ("hf/", "hf/"),
+        ("smp/Unt-resnet18", "smp/Unet-resnet18"),
+        ("smp/Unet-resnet8", "smp/Unet-resnet18"),
+        ("smp/Unet", "smp/Unet-"),
     ],
 )
 def test_a_mistyped_name_is_answered_with_the_nearest(own_module, name, nearest):
@@ -137,12 +189,21 @@ def test_a_mistyped_name_is_answered_with_the_nearest(own_module, name, nearest)
     [
         ("my_net:tiny", {}, "no module of that name\n.*\n.*'my_net'\n.*PYTHONPATH"),
         ("my_nets:nothing", {}, "something else than a model\n.*\n.*str: 'tiny'"),
-        ("my_nets:tiny", {"weights": "pretrained"}, "your own function decides on its weights"),
+        (
+            "my_nets:tiny",
+            {"weights": "pretrained"},
+            "a network without weights of its own(.*\\n)+.*inside the function",
+        ),
         (
             "my_nets:tiny",
             {"weights": "pretraind"},
             "cannot be read\n.*'none', 'pretrained', or a file.*\n.*No such file",
         ),
+        ("hf/resnet", {"weights": "pretrained"}, "without weights of its own(.*\n)+.*from_pretrained"),
+        ("smp/Unet-resnet18", {"weights": "pretrained"}, "without weights of its own"),
+        ("hf/resnet", {"depth": 3}, "the model cannot be built\n.*\n.*ResNetConfig has no depth"),
+        ("hf/resnet", {"depths": "x"}, "the model cannot be built\n.*\n.*Field 'depths'"),
+        ("smp/Unet-resnet18", {"encoder_depth": 9}, "the model cannot be built\n.*\n.*depth"),
         ("timm/test_resnet.nonsense", {}, "the model cannot be built\n.*\n.*Invalid pretrained tag"),
         ("timm/test_vit", {"nonsense": 3}, "the model cannot be built\n.*\n.*nonsense"),
         ("torchvision/alexnet", {"nonsense": 3}, "the model cannot be built\n.*\n.*nonsense"),

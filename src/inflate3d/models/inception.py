@@ -8,21 +8,26 @@ Deviation: batch norm has an affine scale, which TensorFlow's has not; it starts
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.checks import is_count
+from inflate3d.checks import is_number
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError, nearest_names
-from inflate3d.models.same import SameConv3d, SameMaxPool3d, Triple
+from inflate3d.errors import InflateError
+from inflate3d.models.endpoints import check_endpoints, run_endpoints
+from inflate3d.models.inputs import ClipRule, check_classes
+from inflate3d.models.same import Padding, SameConv3d, SameMaxPool3d, Triple
 
 # Training: 64 frames at 25 fps, short side 256, crop 224 (paper, section 2.5); pixels -1..1 (DeepMind's README).
 I3D_CLIP = ClipSpec(fps=25.0, num_frames=64, min_frames=9, short_side=256, crop=224, value_range=(-1.0, 1.0))
 
-MIN_SIDE_PIXELS = 193  # ceil(193 / 32) = 7, the side of the head's pooling window
+# Fewest frames and pixels of a side: the head pools 2 x 7 x 7. SAME halves and rounds up, 8 + 1 and 192 + 1 are enough;
+# static padding rounds down once, in the first convolution.
+SMALLEST: dict[Padding, tuple[int, int]] = {"same": (9, 193), "static": (10, 194)}
 
 
 class Mixed(NamedTuple):
@@ -132,9 +137,14 @@ class InceptionI3d(nn.Module):
         in_channels: 3 for RGB, 2 for optical flow (horizontal, vertical).
         dropout: Probability of dropping a pooled feature while training.
         class_names: One for each class, carried along for those who show results.
+        bn_eps: Added to the variances of batch norm: 1e-3 at DeepMind's. Many ports have 1e-5, and so have the features
+            and Fréchet Video Distances made with them.
+        padding: "same" is TensorFlow's, for any size; "static" is that of ports which took it for a constant: equal for
+            64 frames of 224 x 224 pixels, shifted by a position wherever a size on the way is odd.
 
     Raises:
-        InflateError: A number of classes or channels is not 1 or more, or there are more or fewer names than classes.
+        InflateError: A number of classes or channels is not 1 or more, there are more or fewer names than classes, or
+            there is no such padding or epsilon.
 
     Source: paper, section 2.4 and figure 3; kinetics-i3d `i3d.py`.
 
@@ -154,18 +164,31 @@ class InceptionI3d(nn.Module):
         *,
         dropout: float = 0.5,
         class_names: tuple[str, ...] | None = None,
+        bn_eps: float = 1e-3,
+        padding: Padding = "same",
     ) -> None:
         super().__init__()
-        if not (is_count(num_classes) and is_count(in_channels)) or (class_names and len(class_names) != num_classes):
+        check_classes("InceptionI3d", num_classes, in_channels, class_names=class_names)
+        if not is_number(bn_eps) or bn_eps <= 0 or padding not in get_args(Padding):
             raise InflateError(
-                "there is no such network",
+                "there is no such variant of the network",
                 where="InceptionI3d",
-                expected="num_classes >= 1, in_channels >= 1, and class_names for each class or None",
-                got=f"{num_classes=}, {in_channels=}, {len(class_names) if class_names else 'no'} class_names",
-                fix="pass whole numbers, and as many names as classes",
+                expected=f"bn_eps > 0, padding one of {', '.join(get_args(Padding))}",
+                got=f"{bn_eps=}, {padding=}",
+                fix="leave both out for DeepMind's network; video_features is bn_eps=1e-5, padding='static'",
             )
         self.num_classes, self.in_channels = num_classes, in_channels
         self.class_names = class_names
+        min_frames, min_side = SMALLEST[padding]
+        self.clip_spec = replace(I3D_CLIP, min_frames=min_frames)
+        self.clip_rule = ClipRule(
+            "InceptionI3d",
+            in_channels,
+            self.clip_spec,
+            min_side,
+            why_frames="after three halvings of time the head needs two steps",
+            why_side="after five halvings the head pools 7 x 7 positions",
+        )
         channels = in_channels
         for name, layer in TRUNK.items():
             self.add_module(name, _build(layer, channels))
@@ -174,12 +197,17 @@ class InceptionI3d(nn.Module):
         classifier = SameConv3d(channels, num_classes, (1, 1, 1), stride=(1, 1, 1), bias=True)
         self.Logits = nn.ModuleDict({"Conv3d_0c_1x1": nn.ModuleDict({"conv_3d": classifier})})
         self.apply(_initialize)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.eps = bn_eps
+            elif isinstance(module, SameConv3d | SameMaxPool3d):
+                module.rule = padding
 
     def forward(self, clip: Tensor) -> Tensor:
         """Answer a clip `[b, c, t, h, w]` with logits `[b, classes]`, the mean over time of the logits per step.
 
         Pixels lie in -1..1. Frames: 9 or more; sides: 193 pixels or more (above 224 the logits of all positions are
-        averaged as well: the fully convolutional test of the paper).
+        averaged as well: the fully convolutional test of the paper); with static padding 10 and 194.
 
         Raises:
             InflateError: The clip is no tensor, has another number of axes or channels, is too short or too small, is
@@ -204,17 +232,9 @@ class InceptionI3d(nn.Module):
             >>> {name: list(value.shape) for name, value in found.items()}
             {'MaxPool3d_3a_3x3': [1, 192, 9, 25, 25], 'Mixed_3b': [1, 256, 9, 25, 25]}
         """
-        wanted = [names] if isinstance(names, str) else list(names)
-        _check_names(wanted)
-        self._check_clip(clip)
-        last = max((ENDPOINTS.index(name) for name in wanted), default=-1)
-        found: dict[str, Tensor] = {}
-        x = clip
-        for name in ENDPOINTS[: last + 1]:
-            x = self._step(name, x)
-            if name in wanted:
-                found[name] = x
-        return {name: found[name] for name in wanted}
+        wanted = check_endpoints(names, ENDPOINTS, where="InceptionI3d")
+        self.clip_rule.check(clip, training=self.training)
+        return run_endpoints(self._step, clip, wanted=wanted, known=ENDPOINTS)
 
     def _step(self, name: str, x: Tensor) -> Tensor:
         if name == "AvgPool_2x7x7":
@@ -228,51 +248,6 @@ class InceptionI3d(nn.Module):
             return x.softmax(dim=1)
         layer: Tensor = self.get_submodule(name)(x)
         return layer
-
-    def _check_clip(self, clip: Tensor) -> None:
-        fault = self._shape_fault(clip) or self._value_fault(clip)
-        if fault is None:
-            return
-        problem, fix = fault
-        side = f">= {MIN_SIDE_PIXELS}"
-        got = f"{list(clip.shape)}, {clip.dtype}" if isinstance(clip, Tensor) else type(clip).__name__
-        if isinstance(clip, Tensor) and clip.numel() and not clip.is_meta:
-            got += f", values in {float(clip.detach().amin()):.4g}..{float(clip.detach().amax()):.4g}"
-        raise InflateError(
-            problem,
-            where="InceptionI3d",
-            expected=f"floats in -1..1, [b, {self.in_channels}, t >= {I3D_CLIP.min_frames}, h {side}, w {side}]",
-            got=got,
-            fix=fix,
-        )
-
-    def _shape_fault(self, clip: Tensor) -> tuple[str, str] | None:
-        if not isinstance(clip, Tensor):
-            return "the clip is no tensor", "convert it: torch.from_numpy(clip)"
-        if clip.ndim != 5:
-            return "the clip has another number of axes", "add a batch axis with clip[None]; channels before time"
-        if clip.shape[1] != self.in_channels:
-            wanted = {2: "optical flow (horizontal, vertical)", 3: "red, green, blue"}.get(self.in_channels, "your own")
-            return "the clip has another number of channels", f"pass {wanted}; channels stand before time"
-        if clip.shape[2] < I3D_CLIP.min_frames:
-            problem = "the clip is too short: after three halvings of time the head needs two steps"
-            return problem, "loop the clip, as the paper does: clip[:, :, torch.arange(9) % clip.shape[2]]"
-        if min(clip.shape[3:]) < MIN_SIDE_PIXELS:
-            problem = "the frames are too small: after five halvings the head pools 7 x 7 positions"
-            return problem, "resize the short side to 256 pixels and crop 224, as the network was trained"
-        return None
-
-    def _value_fault(self, clip: Tensor) -> tuple[str, str] | None:
-        if not clip.is_floating_point():
-            return "pixels are whole numbers", "scale them: clip.float() / 255 * 2 - 1"
-        # a compiled graph must not depend on values, and a meta tensor has none
-        has_values = clip.numel() and not clip.is_meta and not torch.compiler.is_compiling()
-        if has_values and not self.training:
-            low, high = clip.detach().aminmax()
-            if not (low >= -1.5 and high <= 1.5):  # false for NaN as well
-                problem = "pixels leave the range -1..1, which gives confident wrong answers"
-                return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1; look for NaN"
-        return None
 
 
 def _build(layer: Conv | Pool | Mixed, in_channels: int) -> nn.Module:
@@ -296,15 +271,3 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _check_names(names: list[str]) -> None:
-    unknown = [name for name in names if name not in ENDPOINTS]
-    if unknown:
-        raise InflateError(
-            f"there is no endpoint called {', '.join(unknown)}",
-            where="InceptionI3d.endpoints",
-            expected=", ".join(ENDPOINTS),
-            got=repr(unknown),
-            fix="did you mean " + "; ".join(nearest_names(name, ENDPOINTS) for name in unknown) + "?",
-        )

@@ -1,7 +1,7 @@
-"""2D models by name: timm's, torchvision's, or a function of yours."""
+"""2D models by name: of timm, torchvision, transformers and segmentation_models_pytorch, or a function of yours."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,15 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, nearest_names
-
-Shape = tuple[int, int, int]
+from inflate3d.inflation.pictures import DEFAULT_SHAPE, Shape, input_shape_of
 
 NO_WEIGHTS = "none"
 PRETRAINED = "pretrained"
-DEFAULT_SHAPE: Shape = (3, 224, 224)
 SHOWN_FAULTS = 8
-# What timm, torchvision and the hub raise for options they do not know and weights they cannot get
-BUILD_ERRORS = (OSError, RuntimeError, TypeError, ValueError)
+SHOWN_LETTERS = 300  # of other people's messages
+# What the packages raise for options they do not know, weights they cannot get and packages they miss themselves
+BUILD_ERRORS = (OSError, RuntimeError, TypeError, ValueError, KeyError, ImportError)
 
 # Truncated-normal initialization of these two takes seconds, and torchvision warns about it.
 TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,15 +39,17 @@ def find_2d_model(name: str, *, weights: str | Path = NO_WEIGHTS, **options: Any
     """Build a 2D model by name, in eval mode.
 
     Args:
-        name: `timm/NAME`, `torchvision/NAME` (classification or segmentation), or `module:function`: your own
-            function that returns a model. Your module is imported and the function called because you name it here.
+        name: `timm/NAME`; `torchvision/NAME` (classification or segmentation); `hf/TYPE`, a model type of Hugging
+            Face's transformers in its default size; `smp/DECODER-ENCODER` of segmentation_models_pytorch; or
+            `module:function`: your own function that returns a model. Your module is imported and the function
+            called because you name it here.
         weights: `none` leaves random ones; `pretrained` lets timm or torchvision download theirs; anything else is
             a file, `.safetensors` or of `torch.save` (tensors only), that must fit exactly.
-        options: Handed on to the builder: `num_classes=7`.
+        options: Handed on to the builder: `num_classes=7`. For `hf/` they are entries of the config: `num_labels=7`.
 
     Raises:
-        InflateError: There is no such model or file, the weights do not fit or cannot be had, or the function does
-            not return a model.
+        InflateError: There is no such model or file, the weights do not fit or cannot be had, a package is missing,
+            or the function does not return a model.
 
     Example:
         >>> model = find_2d_model("torchvision/squeezenet1_1", num_classes=7)
@@ -57,12 +58,10 @@ def find_2d_model(name: str, *, weights: str | Path = NO_WEIGHTS, **options: Any
     """
     source, _, rest = name.partition("/")
     pretrained = str(weights) == PRETRAINED
-    if ":" in name and source not in ("timm", "torchvision"):
+    if source in SOURCES:
+        model = SOURCES[source](rest, pretrained, options)
+    elif ":" in name:
         model = _call_function(name, pretrained, options)
-    elif source == "timm":
-        model = _build_timm(rest, pretrained, options)
-    elif source == "torchvision":
-        model = _build_torchvision(rest, pretrained, options)
     else:
         raise _no_such_model(name, [f"timm/{n}" for n in _timm_names()] + [f"torchvision/{n}" for n in _vision_names()])
     if str(weights) not in (NO_WEIGHTS, PRETRAINED):
@@ -74,9 +73,7 @@ def find_2d_model(name: str, *, weights: str | Path = NO_WEIGHTS, **options: Any
 
 
 def example_shape(model: nn.Module, name: str = "") -> Shape:
-    """Tell which picture `(c, h, w)` a model was made for.
-
-    Asked in this order: timm's config, a Hugging Face config, torchvision's weights; else 3 x 224 x 224.
+    """Tell which picture `(c, h, w)` a model was made for: see `input_shape_of`; torchvision's weights tell by name.
 
     Args:
         model: A 2D model.
@@ -86,37 +83,12 @@ def example_shape(model: nn.Module, name: str = "") -> Shape:
         >>> example_shape(nn.Conv2d(3, 7, 1)), example_shape(nn.Identity(), "torchvision/inception_v3")
         ((3, 224, 224), (3, 299, 299))
     """
-    pretrained_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if isinstance(pretrained_config, Mapping) and pretrained_config.get("input_size"):
-        return _timm_shape(model, pretrained_config)
-    config = getattr(model, "config", None)
-    config = getattr(config, "vision_config", config)
-    if isinstance(size := getattr(config, "image_size", None), int | list | tuple):
-        return (int(getattr(config, "num_channels", 3)), *_sides(size))
     source, _, rest = name.partition("/")
-    if source == "torchvision" and rest in _vision_names():
-        preset = torchvision.models.get_model_weights(rest).DEFAULT.transforms()
-        return (3, *_sides(getattr(preset, "crop_size", None) or preset.resize_size))
-    return DEFAULT_SHAPE
-
-
-def _timm_shape(model: nn.Module, config: Mapping[str, Any]) -> Shape:
-    """Read timm's config; what the user changed (`in_chans=1`, `img_size=96`) stands in the layers alone."""
-    channels, height, width = config["input_size"]
-    first = config.get("first_conv")
-    layer = dict(model.named_modules()).get(first if isinstance(first, str) else "")
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and channels == 3:
-        # TResNet's stem moves blocks of pixels into the channels first
-        blocks = [int(getattr(part, "bs")) ** 2 for part in model.modules() if type(part).__name__ == "SpaceToDepth"]  # noqa: B009
-        channels = layer.in_channels // (blocks[0] if blocks else 1)
-    if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
-        height, width = size
-    return int(channels), int(height), int(width)
-
-
-def _sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    sides = [size] if isinstance(size, int) else list(size)
-    return int(sides[0]), int(sides[-1])
+    if source != "torchvision" or rest not in _vision_names():
+        return input_shape_of(model)
+    preset = torchvision.models.get_model_weights(rest).DEFAULT.transforms()
+    size = getattr(preset, "crop_size", None) or preset.resize_size
+    return input_shape_of(model, otherwise=(DEFAULT_SHAPE[0], size[0], size[-1]))
 
 
 def _timm() -> Any:
@@ -160,16 +132,65 @@ def _build_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> 
     return model
 
 
+def _build_transformers(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        import transformers  # noqa: PLC0415 - optional, and seconds of import
+        from transformers.models.auto import modeling_auto  # noqa: PLC0415
+    except ImportError as error:
+        raise _not_installed(f"hf/{name}", "transformers") from error
+    classes = {
+        **modeling_auto.MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES,
+        **modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+        **modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    if name not in classes:
+        raise _no_such_model(f"hf/{name}", [f"hf/{known}" for known in classes])
+    if pretrained:
+        raise _no_pretrained(f"hf/{name}", "call from_pretrained(...) in a function of yours: module:function")
+    given = classes[name]
+    try:
+        config = transformers.AutoConfig.for_model(name)
+        unknown = [option for option in options if not hasattr(config, option)]
+        if unknown:
+            raise TypeError(f"{type(config).__name__} has no {', '.join(unknown)}")
+        builder = getattr(transformers, given if isinstance(given, str) else given[0])
+        model: nn.Module = builder(transformers.AutoConfig.for_model(name, **options))
+    except Exception as error:  # configs check themselves, with classes of errors that changed between releases
+        raise _cannot_build(f"hf/{name}", pretrained, error) from error
+    return model
+
+
+def _build_smp(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        import segmentation_models_pytorch as smp  # noqa: PLC0415 - optional, and seconds of import
+    except ImportError as error:
+        raise _not_installed(f"smp/{name}", "segmentation_models_pytorch") from error
+    decoder, _, encoder = name.partition("-")
+    decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.get_encoder_names()
+    if decoder.lower() not in decoders or not (encoder in encoders or encoder.startswith("tu-")):
+        known = [f"smp/{one.__name__}-{each}" for one in decoders.values() for each in encoders]
+        raise _no_such_model(f"smp/{name}", known)
+    if pretrained:
+        raise _no_pretrained(f"smp/{name}", "load them in a function of yours: module:function")
+    try:
+        model: nn.Module = smp.create_model(decoder, encoder, encoder_weights=None, **options)
+    except BUILD_ERRORS as error:
+        raise _cannot_build(f"smp/{name}", pretrained, error) from error
+    return model
+
+
+SOURCES: dict[str, Callable[[str, bool, dict[str, Any]], nn.Module]] = {
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+    "hf": _build_transformers,
+    "smp": _build_smp,
+}
+
+
 def _call_function(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     path, _, function = name.partition(":")
     if pretrained:
-        raise InflateError(
-            "your own function decides on its weights itself",
-            where=name,
-            expected="weights 'none' or a file",
-            got=repr(PRETRAINED),
-            fix="load them inside the function, or pass a file",
-        )
+        raise _no_pretrained(name, "load them inside the function")
     try:
         module = import_module(path)
     except ModuleNotFoundError as error:
@@ -246,7 +267,8 @@ def _no_such_model(name: str, known: list[str]) -> InflateError:
     return InflateError(
         "there is no 2D model of this name",
         where="find_2d_model",
-        expected="timm/NAME, torchvision/NAME (classification or segmentation) or module:function",
+        expected="timm/NAME, torchvision/NAME (classification or segmentation), hf/TYPE, smp/DECODER-ENCODER "
+        "or module:function",
         got=repr(name),
         fix=f"did you mean {nearest_names(name, known)}?",
     )
@@ -257,6 +279,26 @@ def _cannot_build(name: str, pretrained: bool, error: Exception) -> InflateError
         "the pretrained weights cannot be had" if pretrained else "the model cannot be built",
         where=name,
         expected="weights that exist, and a connection" if pretrained else "options that the model knows",
-        got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        got=f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN_LETTERS]}",
         fix="pass a file with weights=, or weights='none'" if pretrained else "check the name's tag and the options",
+    )
+
+
+def _no_pretrained(name: str, fix: str) -> InflateError:
+    return InflateError(
+        "this name stands for a network without weights of its own",
+        where=name,
+        expected=f"weights '{NO_WEIGHTS}' or a file; '{PRETRAINED}' for timm/ and torchvision/ alone",
+        got=repr(PRETRAINED),
+        fix=f"{fix}, or pass a file",
+    )
+
+
+def _not_installed(name: str, package: str) -> InflateError:
+    return InflateError(
+        f"the package {package} is missing",
+        where=name,
+        expected=package,
+        got="no such package",
+        fix='pip install "inflate3d[zoo]"',
     )

@@ -1,11 +1,363 @@
-"""The networks of the zoo by name."""
+"""The networks of the zoo by name: how they are built, what they cost, and what their makers report about them."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from torch import nn
 
+from inflate3d.errors import InflateError, nearest_names
+from inflate3d.models.c3d import C3D
 from inflate3d.models.inception import InceptionI3d
+from inflate3d.models.inflated import inflated_classifier
+from inflate3d.models.lstm import ConvNetLstm
+from inflate3d.models.resnet_i3d import LAYOUTS, Depth, resnet_i3d
+from inflate3d.models.two_stream import FusedTwoStream, two_stream, two_stream_i3d
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "i3d": InceptionI3d,
+CARREIRA = "Carreira & Zisserman, Quo Vadis, Action Recognition?, CVPR 2017"
+TRAN = "Tran et al., Learning Spatiotemporal Features with 3D Convolutional Networks, ICCV 2015"
+TABLE_2, TABLE_3 = "arXiv 1705.07750v3, table 2", "arXiv 1705.07750v3, table 3"
+README = "README of google-deepmind/kinetics-i3d"
+TEST = "Kinetics-400 test set, whole videos"
+WANG = "Wang et al., Non-local Neural Networks, CVPR 2018"
+BOTH, SCRATCH = "ImageNet, then Kinetics-400", "Kinetics-400 alone"
+
+VIEWS = "Kinetics-400 validation set, 10 clips x 3 crops"
+ZOO = "its model zoo"
+
+
+INFLATED = "inflated/"  # any 2D classifier by its name behind it
+
+
+@dataclass(frozen=True)
+class Reported:
+    """An accuracy that somebody else has measured.
+
+    Attributes:
+        what: Stream, or streams.
+        training: What it was trained on.
+        protocol: On which split, and how.
+        top1: Percent.
+        top5: Percent, where it is told.
+        source: Where it is printed.
+    """
+
+    what: str
+    training: str
+    protocol: str
+    top1: float
+    top5: float | None
+    source: str
+
+    def __str__(self) -> str:
+        top5 = f" / {self.top5:.1f}" if self.top5 else ""
+        return f"{self.what}: {self.top1:.1f}{top5}, {self.training}; {self.protocol}; {self.source}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the zoo.
+
+    Attributes:
+        title: One line for the reader.
+        build: Makes it: `build(num_classes=, class_names=)`, and `in_channels=` where it has one stream.
+        paper: Who made it up.
+        clips: What one training example is, `(c, t, h, w)` for each stream.
+        parameters: Of the network with the classes that `build()` gives it, the scales of batch norm counted.
+        gmacs: Multiplications and additions for one training example, in billions.
+        reported: What its makers report, the best first.
+        note: What a reader has to know about these figures.
+        needs_values: It is built by running a 2D model, which cannot be done on shapes alone.
+    """
+
+    title: str
+    build: Callable[..., nn.Module]
+    paper: str
+    clips: dict[str, tuple[int, int, int, int]]
+    parameters: int
+    gmacs: float
+    reported: tuple[Reported, ...] = ()
+    note: str = ""
+    needs_values: bool = False
+
+
+def _resnet(
+    layout: str, *, gmacs: float, reported: tuple[Reported, ...] = (), depth: Depth = 50, non_local: bool = False
+) -> Network:
+    """Describe a ResNet-I3D; figures of one layout differ by depth and by its non-local blocks."""
+    known = LAYOUTS[layout]
+    parameters = {(50, False): 28_043_472, (50, True): 35_401_936, (101, False): 51_754_192}
+    blocks = ", with five non-local blocks" if non_local else ""
+    return Network(
+        f"ResNet-{depth}-I3D as in {known.project}{blocks}",
+        partial(resnet_i3d, layout, depth=depth, non_local=non_local),
+        WANG,
+        {"rgb": (3, known.num_frames, 224, 224)},
+        parameters=parameters[depth, non_local],
+        gmacs=gmacs,
+        reported=reported,
+        note="" if reported else "Its project reports no figure of its own for it.",
+        needs_values=True,
+    )
+
+
+NOBODY = "Nobody has published an accuracy for this network; its kernels are inflated from a 2D checkpoint of yours."
+I3D_64, FLOW_64 = (3, 64, 224, 224), (2, 64, 224, 224)
+
+MODELS: dict[str, Network] = {
+    "i3d": Network(
+        "I3D: Inception-v1 inflated, one stream",
+        InceptionI3d,
+        CARREIRA,
+        {"rgb": I3D_64},
+        parameters=12_697_264,
+        gmacs=111.15,
+        reported=(
+            Reported("RGB", BOTH, TEST, 71.1, 89.3, README),
+            Reported("RGB", SCRATCH, TEST, 68.4, 88.0, README),
+            Reported("flow", BOTH, TEST, 63.4, 84.9, README),
+            Reported("flow", SCRATCH, TEST, 61.5, 83.4, README),
+            Reported(
+                "RGB", BOTH, "Kinetics-400 validation, the 79 middle frames", 65.96, 86.01, "OpenVINO, i3d-rgb-tf"
+            ),
+        ),
+    ),
+    "two-stream-i3d": Network(
+        "(e) Two-Stream I3D: I3D on colors and I3D on optical flow",
+        two_stream_i3d,
+        CARREIRA,
+        {"rgb": I3D_64, "flow": FLOW_64},
+        parameters=25_372_576,
+        gmacs=213.49,
+        reported=(
+            Reported("RGB and flow", BOTH, TEST, 74.2, 91.3, README),
+            Reported("RGB and flow", SCRATCH, TEST, 71.6, 90.0, README),
+        ),
+    ),
+    "convnet-lstm": Network(
+        "(a) ConvNet+LSTM: Inception-v1 on single frames, read in order by an LSTM",
+        ConvNetLstm,
+        CARREIRA,
+        {"rgb": (3, 25, 224, 224)},
+        parameters=8_958_000,
+        gmacs=37.52,
+        reported=(
+            Reported("RGB", BOTH, TEST, 63.3, None, TABLE_2),
+            Reported("RGB", SCRATCH, TEST, 53.9, None, TABLE_3),
+        ),
+        note="Batch norm inside the LSTM as in Cooijmans et al. 2017, with statistics for each of 25 steps.",
+    ),
+    "3d-convnet": Network(
+        "(b) 3D-ConvNet: C3D with batch norm, its first pool halving time",
+        C3D,
+        CARREIRA,
+        {"rgb": (3, 16, 112, 112)},
+        parameters=79_645_520,
+        gmacs=19.82,
+        reported=(Reported("RGB", SCRATCH, TEST, 56.1, None, TABLE_2),),
+    ),
+    "c3d": Network(
+        "C3D, the original",
+        partial(C3D, num_classes=487, paper="tran2015"),
+        TRAN,
+        {"rgb": (3, 16, 112, 112)},
+        parameters=79_991_015,
+        gmacs=38.55,
+        reported=(
+            Reported(
+                "RGB",
+                "I380K, then Sports-1M",
+                "Sports-1M test set, 487 classes, mean over 10 random clips of a video",
+                61.1,
+                85.5,
+                "Tran et al. 2015, table 2",
+            ),
+        ),
+        note="61.1 is of another data set than all other figures here: it must not be set beside I3D's 71.1.",
+    ),
+    "two-stream": Network(
+        "(c) Two-Stream: Inception-v1 on one frame, and on ten optical flow maps",
+        two_stream,
+        CARREIRA,
+        {"rgb": (3, 1, 224, 224), "flow": (2, 10, 224, 224)},
+        parameters=12_073_120,
+        gmacs=3.66,
+        reported=(
+            Reported("RGB and flow", BOTH, TEST, 65.6, None, TABLE_2),
+            Reported("RGB and flow", SCRATCH, TEST, 62.8, None, TABLE_3),
+            Reported("RGB", BOTH, TEST, 62.2, None, TABLE_2),
+            Reported("flow", BOTH, TEST, 52.4, None, TABLE_2),
+        ),
+    ),
+    "3d-fused": Network(
+        "(d) 3D-Fused Two-Stream: two Inception-v1 joined by a 3D convolution",
+        FusedTwoStream,
+        CARREIRA,
+        {"rgb": (3, 5, 224, 224), "flow": (2, 50, 224, 224)},
+        parameters=39_770_896,
+        gmacs=25.25,
+        reported=(
+            Reported("RGB and flow", BOTH, TEST, 67.2, None, TABLE_2),
+            Reported("RGB and flow", SCRATCH, TEST, 62.7, None, TABLE_3),
+        ),
+    ),
+    "i3d-r50-8x8": _resnet(
+        "pyslowfast-8x8",
+        gmacs=28.41,
+        reported=(
+            Reported("RGB", SCRATCH, VIEWS, 73.5, 90.8, "PySlowFast, " + ZOO),
+            Reported("RGB", SCRATCH, VIEWS, 73.27, 90.70, "PyTorchVideo, " + ZOO),
+        ),
+    ),
+    "i3d-nl-r50-8x8": _resnet(
+        "pyslowfast-8x8",
+        gmacs=36.54,
+        non_local=True,
+        reported=(Reported("RGB", SCRATCH, VIEWS, 74.0, 91.1, "PySlowFast, " + ZOO),),
+    ),
+    "i3d-r101-8x8": _resnet("pyslowfast-8x8", gmacs=46.96, depth=101),
+    "i3d-r50-nonlocal-8f": _resnet(
+        "nonlocal-8f", gmacs=28.11, reported=(Reported("RGB", BOTH, VIEWS, 73.4, None, "video-nonlocal-net, README"),)
+    ),
+    "i3d-nl-r50-nonlocal-8f": _resnet(
+        "nonlocal-8f",
+        gmacs=36.24,
+        non_local=True,
+        reported=(Reported("RGB", BOTH, VIEWS, 74.7, None, "video-nonlocal-net, README"),),
+    ),
+    "i3d-r50-nonlocal-32f": _resnet(
+        "nonlocal-32f", gmacs=32.83, reported=(Reported("RGB", BOTH, VIEWS, 73.6, 90.8, "video-nonlocal-net, README"),)
+    ),
+    "i3d-nl-r50-nonlocal-32f": _resnet(
+        "nonlocal-32f",
+        gmacs=40.96,
+        non_local=True,
+        reported=(Reported("RGB", BOTH, VIEWS, 74.9, None, "video-nonlocal-net, README"),),
+    ),
+    "i3d-r50-mmaction2-32x2": _resnet(
+        "mmaction2-32x2", gmacs=33.13, reported=(Reported("RGB", BOTH, VIEWS, 73.47, 91.27, "MMAction2, " + ZOO),)
+    ),
+    "i3d-nl-r50-mmaction2-32x2": _resnet(
+        "mmaction2-32x2",
+        gmacs=44.34,
+        non_local=True,
+        reported=(Reported("RGB", BOTH, VIEWS, 74.73, None, "MMAction2, " + ZOO),),
+    ),
+    "i3d-r50-gluoncv-32x2": _resnet(
+        "gluoncv-32x2", gmacs=33.13, reported=(Reported("RGB", BOTH, VIEWS, 74.87, None, "GluonCV, " + ZOO),)
+    ),
+    "i3d-nl-r50-gluoncv-32x2": _resnet(
+        "gluoncv-32x2",
+        gmacs=53.31,
+        non_local=True,
+        reported=(Reported("RGB", BOTH, VIEWS, 75.17, None, "GluonCV, " + ZOO),),
+    ),
+    "i3d-r101-gluoncv-32x2": _resnet(
+        "gluoncv-32x2", gmacs=51.68, depth=101, reported=(Reported("RGB", BOTH, VIEWS, 75.10, None, "GluonCV, " + ZOO),)
+    ),
+    "3d-vgg16": Network(
+        "VGG-16 inflated as I3D was",
+        partial(inflated_classifier, "torchvision/vgg16", num_classes=400),
+        "Simonyan & Zisserman, ICLR 2015, inflated",
+        {"rgb": I3D_64},
+        parameters=165_320_272,
+        gmacs=2303.83,
+        note=NOBODY,
+        needs_values=True,
+    ),
+    "3d-resnet50": Network(
+        "ResNet-50 inflated as I3D was, 3x3x3 in every block",
+        partial(inflated_classifier, "torchvision/resnet50", num_classes=400),
+        "He et al., CVPR 2016, inflated",
+        {"rgb": I3D_64},
+        parameters=47_018_576,
+        gmacs=132.95,
+        note=NOBODY,
+        needs_values=True,
+    ),
+    "3d-densenet121": Network(
+        "DenseNet-121 inflated as I3D was",
+        partial(inflated_classifier, "torchvision/densenet121", num_classes=400),
+        "Huang et al., CVPR 2017, inflated",
+        {"rgb": I3D_64},
+        parameters=11_696_528,
+        gmacs=172.99,
+        note=NOBODY,
+        needs_values=True,
+    ),
+    "3d-inception-v3": Network(
+        "Inception-v3 inflated as I3D was",
+        partial(inflated_classifier, "torchvision/inception_v3", num_classes=400),
+        "Szegedy et al., CVPR 2016, inflated",
+        {"rgb": (3, 64, 299, 299)},
+        parameters=72_963_120,
+        gmacs=442.03,
+        note=NOBODY,
+        needs_values=True,
+    ),
 }
+
+
+def build_network(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    in_channels: int | None = None,
+    weights: str | Path | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> nn.Module:
+    """Build a network of the zoo, with random weights if none are named.
+
+    Args:
+        name: A key of `MODELS`, or `inflated/SOURCE` for any 2D classifier that `find_2d_model` knows.
+        num_classes: Classes of the last layer; None leaves what the network has by itself.
+        in_channels: 3 for RGB, 2 for optical flow, where a network can be built for either; None leaves 3.
+        weights: Those of the 2D model that a network is inflated from: `pretrained`, or a file.
+        class_names: One for each class, carried along for those who show results.
+
+    Raises:
+        InflateError: There is no such network, or it is not built with such options.
+
+    Example:
+        >>> build_network("i3d", 7, in_channels=2).num_classes
+        7
+    """
+    given = {"num_classes": num_classes, "in_channels": in_channels, "weights": weights, "class_names": class_names}
+    options = {key: value for key, value in given.items() if value is not None}
+    if name.startswith(INFLATED):
+        build: Callable[..., nn.Module] = partial(inflated_classifier, name.removeprefix(INFLATED))
+    else:
+        build = find_network(name).build
+    known = inspect.signature(build).parameters
+    if unknown := [f"{key}={value!r}" for key, value in options.items() if key not in known]:
+        raise InflateError(
+            "this network is not built with such options",
+            where=name,
+            expected=", ".join(key for key in known if key in given),
+            got=", ".join(unknown),
+            fix="leave them out: two streams have channels of their own, and weights are for networks made from 2D",
+        )
+    return build(**options)
+
+
+def find_network(name: str) -> Network:
+    """Look up a network by the name that users type.
+
+    Raises:
+        InflateError: The zoo has no such network.
+
+    Example:
+        >>> find_network("3d-convnet").title
+        '(b) 3D-ConvNet: C3D with batch norm, its first pool halving time'
+    """
+    if name not in MODELS:
+        raise InflateError(
+            "there is no network of that name",
+            where="zoo",
+            expected=", ".join(MODELS) + f", or {INFLATED}SOURCE for a 2D classifier: {INFLATED}torchvision/resnet18",
+            got=repr(name),
+            fix=f"did you mean {nearest_names(name, MODELS)}?",
+        )
+    return MODELS[name]

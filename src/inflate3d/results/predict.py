@@ -1,9 +1,9 @@
 """A video and a classifier: its answer to every window and to the whole."""
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Literal, NamedTuple, get_args
+from itertools import islice
+from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,25 @@ from inflate3d.clips.transforms import CROPS, CropKind, frames_to_input, resize_
 from inflate3d.clips.video import FrameStream, Rate, Source, open_frames, source_name
 from inflate3d.errors import InflateError
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
+from inflate3d.speed.ahead import ahead
+from inflate3d.speed.optimize import Precision, optimize
 
-Precision = Literal["fp32", "bf16"]
 Progress = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
+
+
+class Shown(Protocol):
+    """What windows are cut from: anything that a network is shown, with a picture and a time."""
+
+    @property
+    def picture(self) -> Tensor:
+        """`[h, w, 3]` uint8."""
+
+    @property
+    def time_seconds(self) -> float:
+        """Seconds since the first frame of the source."""
+
+
+T = TypeVar("T", bound=Shown)
 
 KEY_FRAME_SHORT_SIDE = 128
 MIN_FPS = 1e-4  # exact_fps keeps four digits
@@ -101,28 +117,19 @@ def predict(
         (20, torch.Size([5]), 1)
     """
     options = options or PredictOptions()
-    spec = _check_model(model, options)
-    stream = open_frames(source, fps=options.fps)
-    found: list[WindowPrediction] = []
-    weights: list[int] = []
-    length = options.window or spec.num_frames
-    cut = windows(_small_frames(stream, spec, options), length, options.stride or length)
-    for batch in _batches(cut, options.batch_size):
-        for window, logits in zip(batch, _answer(model, batch, spec, options), strict=True):
-            found.append(_window_prediction(window, logits, options))
-            weights.append(window.num_new)
-        if progress:
-            progress(found[-1].end_seconds, stream.duration_seconds_estimate)
-    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    logits = (torch.stack([window.logits for window in found]).double() * share[:, None]).sum(0)
-    return VideoPrediction(
-        source=printable(stream.source),
-        num_frames=sum(weights),
-        fps=None if isinstance(options.fps, str) else float(options.fps),
-        logits=logits,
-        windows=tuple(found),
-        class_names=getattr(model, "class_names", None),
+    spec = check_model(model, options)
+    network = Network[SmallFrame](
+        optimize(model, options.precision),
+        lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
     )
+    stream = open_frames(source, fps=options.fps)
+    cut = cut_windows(islice(small_frames(stream, spec.short_side), options.num_frames), spec, options)
+    answers = Answers(stream, options)
+    for batch in batches(cut, options.batch_size):
+        answers.add(batch, network.answer(batch))
+        if progress:
+            progress(answers.windows[-1].end_seconds, stream.duration_seconds_estimate)
+    return answers.whole(getattr(model, "class_names", None))
 
 
 def predict_many(
@@ -146,27 +153,33 @@ def predict_many(
     Raises:
         InflateError: At once, for what would fail with every source: see `predict` about the model.
     """
-    _check_model(model, options or PredictOptions())
-    return _predict_each(model, sources, options, progress)
+    options = options or PredictOptions()
+    check_model(model, options)
+    fast = optimize(model, options.precision)
+    return predict_each(lambda source, told: predict(fast, source, options, progress=told), sources, progress)
 
 
-def _predict_each(
-    model: nn.Module,
+def predict_each(
+    run: Callable[[Source, Progress | None], VideoPrediction],
     sources: Iterable[Source],
-    options: PredictOptions | None,
-    progress: Callable[[Source], Progress] | None,
+    progress: Callable[[Source], Progress] | None = None,
 ) -> Iterator[VideoPrediction | Failure]:
+    """Run one source after the other; one that fails gives a `Failure`."""
     for source in sources:
         try:
-            yield predict(model, source, options, progress=progress(source) if progress else None)
+            yield run(source, progress(source) if progress else None)
         except InflateError as error:
             yield Failure(printable(source_name(source)), printable(str(error)))
         except Exception as error:  # whatever a strange file sets off must not cost the results of the others
             yield Failure(printable(source_name(source)), printable(f"{type(error).__name__}: {error}"))
 
 
-def _check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
-    """Find out before anything is read what would fail with every source."""
+def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
+    """Find out before anything is read what would fail with every source.
+
+    Raises:
+        InflateError: See `predict` about the model.
+    """
     spec = getattr(model, "clip_spec", None)
     if not isinstance(spec, ClipSpec):
         raise InflateError(
@@ -196,34 +209,87 @@ def _check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
     return spec
 
 
-class _SmallFrame(NamedTuple):
-    picture: Tensor  # [h, w, 3] uint8
+class SmallFrame(NamedTuple):
+    """A frame in the size that the network wants.
+
+    Attributes:
+        picture: `[h, w, 3]` uint8.
+        time_seconds: Seconds since the first frame of the source.
+    """
+
+    picture: Tensor
     time_seconds: float
 
 
-def _small_frames(stream: FrameStream, spec: ClipSpec, options: PredictOptions) -> Iterator[_SmallFrame]:
+def small_frames(stream: FrameStream, short_side: int) -> Iterator[SmallFrame]:
     """Resize each frame as it comes, so that only small ones wait for their window."""
-    for frame in islice(stream, options.num_frames):
-        yield _SmallFrame(resize_picture(frame.picture, spec.short_side), frame.time_seconds)
+    for frame in stream:
+        yield SmallFrame(resize_picture(frame.picture, short_side), frame.time_seconds)
 
 
-def _batches(cut: Iterator[Window[_SmallFrame]], size: int) -> Iterator[list[Window[_SmallFrame]]]:
+def cut_windows(items: Iterator[T], spec: ClipSpec, options: PredictOptions) -> Iterator[Window[T]]:
+    """Cut a stream as the options say, working ahead in a thread."""
+    length = options.window or spec.num_frames
+    return ahead(windows(items, length, options.stride or length))
+
+
+def batches(cut: Iterator[Window[T]], size: int) -> Iterator[list[Window[T]]]:
+    """Take so many windows at a time."""
     while batch := list(islice(cut, size)):
         yield batch
 
 
-def _answer(model: nn.Module, batch: list[Window[_SmallFrame]], spec: ClipSpec, options: PredictOptions) -> Tensor:
-    """Give logits `[windows, classes]` in float32, averaged over the crops."""
-    clips = [frames_to_input([frame.picture for frame in window.frames], spec, options.crops) for window in batch]
-    clip = torch.cat(clips)
-    values = chain(model.parameters(), model.buffers())
-    like = next((value for value in values if value.is_floating_point()), clip)  # a module may have none
-    device = like.device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-        logits = model(clip.to(device, like.dtype))
-    _check_logits(logits, len(clip), getattr(model, "class_names", None))
-    per_window: Tensor = logits.float().view(len(batch), -1, logits.shape[-1]).mean(1).cpu()
-    return per_window
+class Network(NamedTuple, Generic[T]):
+    """A model and what makes its input.
+
+    Attributes:
+        model: Maps `[b, c, t, h, w]` to logits `[b, classes]`.
+        input_of: Maps the items of a window to its views `[views, c, t, h, w]`.
+    """
+
+    model: nn.Module
+    input_of: Callable[[list[T]], Tensor]
+
+    def answer(self, batch: list[Window[T]]) -> Tensor:
+        """Give logits `[windows, classes]` in float32, averaged over the views.
+
+        Raises:
+            InflateError: The model does not answer with finite logits.
+        """
+        clip = torch.cat([self.input_of(window.frames) for window in batch])
+        with torch.inference_mode():
+            logits = self.model(clip)
+        _check_logits(logits, len(clip), getattr(self.model, "class_names", None))
+        per_window: Tensor = logits.float().view(len(batch), -1, logits.shape[-1]).mean(1).cpu()
+        return per_window
+
+
+class Answers:
+    """The answers to the windows of a video, which become one to the whole."""
+
+    def __init__(self, stream: FrameStream, options: PredictOptions) -> None:
+        self.stream, self.options = stream, options
+        self.windows: list[WindowPrediction] = []
+        self.weights: list[int] = []
+
+    def add(self, batch: Sequence[Window[T]], logits: Tensor) -> None:
+        """Take the logits `[windows, classes]` of a batch."""
+        for window, row in zip(batch, logits, strict=True):
+            self.windows.append(_window_prediction(window, row, self.options))
+            self.weights.append(window.num_new)
+
+    def whole(self, class_names: tuple[str, ...] | None) -> VideoPrediction:
+        """Average over the windows, each weighted by the frames that it adds."""
+        share = torch.tensor(self.weights, dtype=torch.float64) / sum(self.weights)
+        logits = (torch.stack([window.logits for window in self.windows]).double() * share[:, None]).sum(0)
+        return VideoPrediction(
+            source=printable(self.stream.source),
+            num_frames=sum(self.weights),
+            fps=None if isinstance(self.options.fps, str) else float(self.options.fps),
+            logits=logits,
+            windows=tuple(self.windows),
+            class_names=class_names,
+        )
 
 
 def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:
@@ -253,7 +319,7 @@ def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> 
         )
 
 
-def _window_prediction(window: Window[_SmallFrame], logits: Tensor, options: PredictOptions) -> WindowPrediction:
+def _window_prediction(window: Window[T], logits: Tensor, options: PredictOptions) -> WindowPrediction:
     seen = window.frames[: max(window.num_new, 1)] if window.start == 0 else window.frames
     key_frame = (
         encode_jpeg(resize_picture(seen[len(seen) // 2].picture, KEY_FRAME_SHORT_SIDE)) if options.key_frames else None

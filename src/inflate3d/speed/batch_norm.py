@@ -1,0 +1,103 @@
+"""Fold batch norms into the convolutions in front of them."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+FOLD_TOLERANCE = 1e-4  # of one layer's output, relative to its largest value; float32 rounds by 1e-6
+
+
+class _Folded(NamedTuple):
+    """A convolution that does the work of the batch norm behind it as well, and what else that norm did."""
+
+    convolution: _ConvNd
+    norm: _BatchNorm
+    weight: nn.Parameter
+    bias: nn.Parameter
+    rest: nn.Module
+
+
+def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
+    """Fold each batch norm that is given the output of a convolution into this, in place.
+
+    Which follows which is seen in a run, where each pair is compared with its folded form on what flows through it;
+    pairs that differ (standardized weights) or run more than once stay as they are.
+
+    Args:
+        model: In eval mode.
+        run: Runs the model once, without gradients.
+
+    Returns:
+        Names of the folded batch norms, in the order in which they ran.
+    """
+    found: list[_Folded] = []
+    runs: Counter[nn.Module] = Counter()
+    made: dict[int, tuple[_ConvNd, Tensor, Tensor]] = {}  # by the id of the output, which is kept alive here
+
+    def after_convolution(layer: _ConvNd, given: tuple[Tensor, ...], output: Tensor) -> None:
+        runs[layer] += 1
+        made[id(output)] = layer, given[0], output
+
+    def after_norm(layer: _BatchNorm, given: tuple[Tensor, ...], output: Tensor) -> None:
+        runs[layer] += 1
+        if id(given[0]) in made:
+            convolution, sample, _ = made[id(given[0])]
+            folded = _fold(convolution, layer)
+            if folded and _same(folded, sample, output):
+                found.append(folded)
+
+    hooks = [
+        module.register_forward_hook(after_convolution if isinstance(module, _ConvNd) else after_norm)
+        for module in model.modules()
+        if isinstance(module, _ConvNd | _BatchNorm)
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = {module: name for name, module in model.named_modules()}
+    once = [one for one in found if runs[one.convolution] == runs[one.norm] == 1]
+    for one in once:
+        one.convolution.weight, one.convolution.bias = one.weight, one.bias
+        owner, _, attribute = names[one.norm].rpartition(".")
+        setattr(model.get_submodule(owner), attribute, one.rest)
+    return [names[one.norm] for one in once]
+
+
+def _fold(convolution: _ConvNd, norm: _BatchNorm) -> _Folded | None:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or "weight" not in convolution._parameters:
+        return None  # statistics of the batch at hand, or a weight that is made anew at each call
+    scale = (var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = (convolution.bias.double() if convolution.bias is not None else 0.0) - mean.double()
+    bias = shift * scale + (norm.bias.double() if norm.affine else 0.0)
+    if isinstance(convolution, _ConvTransposeNd):  # [in, out / groups, ...], the groups one after the other
+        grouped = convolution.weight.double().unflatten(0, (convolution.groups, -1))
+        per_output = scale.view(convolution.groups, 1, -1, *[1] * (grouped.ndim - 3))
+        weight = (grouped * per_output).flatten(0, 1)
+    else:
+        weight = convolution.weight.double() * scale.view(-1, *[1] * (convolution.weight.ndim - 1))
+    like = convolution.weight
+    parts = [part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None]  # timm's norms
+    rest = nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()
+    return _Folded(convolution, norm, nn.Parameter(weight.to(like)), nn.Parameter(bias.to(like)), rest)
+
+
+def _same(folded: _Folded, sample: Tensor, wanted: Tensor) -> bool:
+    """Run the convolution with its folded weight, past its hooks, and put the old one back."""
+    convolution = folded.convolution
+    kept = convolution.weight, convolution.bias
+    convolution.weight, convolution.bias = folded.weight, folded.bias
+    try:
+        found = folded.rest(convolution.forward(sample))
+    finally:
+        convolution.weight, convolution.bias = kept
+    return bool((found - wanted).abs().amax() <= FOLD_TOLERANCE * wanted.abs().amax())

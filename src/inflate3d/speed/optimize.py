@@ -1,0 +1,269 @@
+"""Make a model as fast as the processor allows, say what was done, and check that its answers stayed."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from inflate3d.clips.clip import ClipSpec
+from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.inflation.build import Inflated
+from inflate3d.models.same import SameConv3d, SameMaxPool3d
+from inflate3d.speed.batch_norm import fold_batch_norms
+from inflate3d.speed.int8 import quantize
+from inflate3d.speed.layers import Pointwise, SeparableMaxPool3d
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+FP32_TOLERANCE = 1e-4  # of the largest logit: folding rounds by 1e-6
+BF16_COSINE = 0.999  # of the logits of one clip, as a vector
+
+
+class Optimized(nn.Module):
+    """A model made fast; it answers as the one it was made from.
+
+    Attributes:
+        model: The fast copy.
+        precision: "fp32"; "bf16": inputs, convolutions and products in bfloat16; "int8". Outputs are float32.
+        steps: What was done, in words.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision, steps: Iterable[str]) -> None:
+        super().__init__()
+        self.model, self.precision, self.steps = model, precision, tuple(steps)
+        self.exact: nn.Module | None = None  # float32, until the first answer in bfloat16 is compared with its own
+
+    def forward(self, clip: Tensor) -> Any:
+        """Answer a clip `[b, c, t, h, w]` as the model does, in float32."""
+        return self.call("forward", clip)
+
+    def endpoints(self, clip: Tensor, names: str | Iterable[str]) -> Any:
+        """Run a clip `[b, c, t, h, w]` up to the named endpoints, as `InceptionI3d.endpoints`, in float32."""
+        return self.call("endpoints", clip, names)
+
+    def call(self, method: str, clip: Tensor, *args: Any) -> Any:
+        """Run a method of the model on a clip `[b, c, t, h, w]`; what floats comes out in float32.
+
+        In bfloat16 the first clips are answered in float32 as well; where the answers differ, float32 stays.
+        """
+        if self.precision == "int8" and method != "forward":
+            raise InflateError(
+                "an int8 model has one output",
+                where=f"Optimized.{method}",
+                expected="forward",
+                got=method,
+                fix='optimize with precision "bf16" or "fp32"',
+            )
+        exact, self.exact = self.exact, None
+        found = _run(self.model, method, clip, args, self.precision)
+        if exact is None:
+            return found
+        wanted = _run(exact, method, clip, args, "fp32")
+        closeness = _cosine(found, wanted)
+        if closeness >= BF16_COSINE:
+            return found
+        warnings.warn(
+            "bfloat16 is too coarse for this model: the cosine of its first answer with that in float32 is "
+            f"{closeness:.4f} (wanted: {BF16_COSINE}); float32 is used from now on",
+            InflateWarning,
+            stacklevel=2,
+        )
+        self.model, self.precision = exact, "fp32"
+        self.steps = (*self.steps, "back to float32: bfloat16 was too coarse")
+        return wanted
+
+    def extra_repr(self) -> str:
+        """Show what was done."""
+        return "; ".join(self.steps)
+
+
+def optimize(
+    model: nn.Module,
+    precision: Precision = "fp32",
+    *,
+    example: Tensor | None = None,
+    calibration: Sequence[Tensor] = (),
+    compiled: bool = False,
+) -> Optimized:
+    """Make a fast copy of a model, for inference: batch norms folded, channels-last memory, faster layers, bfloat16.
+
+    Args:
+        model: I3D, an `Inflated`, or any module that maps clips `[b, c, t, h, w]`; in eval mode; left as it is.
+        precision: "fp32" answers within 1e-4 of the largest logit; "bf16" is compared with float32 on the first clips
+            it is shown, and falls back with a warning; "int8" (extra `int8`) is the fastest and coarsest.
+        example: A clip that the model can run on; else one is made from its `clip_spec` or its plan.
+        calibration: For int8: clips `[1, c, t, h, w]` as the model will be shown, all of one size, a few dozen. What
+            int8 changes in their answers is said in `steps`.
+        compiled: Compile with `torch.compile` as well: a minute at first, then up to a tenth faster.
+
+    Raises:
+        InflateError: An unknown precision, a model in training mode, or one that does not tell what it is fed.
+
+    Example:
+        >>> from inflate3d import InceptionI3d
+        >>> fast = optimize(InceptionI3d(num_classes=7).eval())
+        >>> fast
+        Optimized(
+          57 batch norms folded; 13 max pools made separable; 38 pointwise convolutions as products; channels-last
+        ...
+    """
+    if isinstance(model, Optimized):
+        return model
+    _check(model, precision, example)
+    if precision == "int8":
+        return _to_int8(model, calibration)
+    fast, steps = copy.deepcopy(model), list[str]()
+    if any(isinstance(layer, _BatchNorm | SameMaxPool3d | SameConv3d) for layer in model.modules()):
+        steps = _replace_layers(fast, _example(model) if example is None else example)
+        if not steps:
+            fast = copy.deepcopy(model)
+    to_channels_last(fast)
+    steps.append("channels-last")
+    optimized = Optimized(fast, precision, [*steps, "bfloat16"] if precision == "bf16" else steps)
+    if precision == "bf16":
+        optimized.exact, optimized.model = fast, _to_bf16(copy.deepcopy(fast))
+    if compiled:
+        optimized.model.compile(dynamic=False)
+        optimized.steps = (*optimized.steps, "compiled")
+    return _described(optimized, model)
+
+
+def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
+    """Put faster layers into a model, in place, and say which; nothing where its answers change, with a warning."""
+
+    def run() -> Any:
+        with torch.no_grad():
+            return _run(fast, "forward", clip, (), "fp32")
+
+    wanted = run()
+    folded = fold_batch_norms(fast, run)
+    steps = [f"{len(folded)} batch norms folded"] if folded else []
+    steps += _replaced(fast, SameMaxPool3d, SeparableMaxPool3d, "max pools made separable")
+    steps += _replaced(fast, SameConv3d, _pointwise, "pointwise convolutions as products")
+    difference = _difference(run(), wanted)
+    if difference <= FP32_TOLERANCE:
+        return steps
+    warnings.warn(
+        f"{type(fast).__name__} answers otherwise with faster layers (by {difference:.1e} of the largest value, "
+        f"allowed: {FP32_TOLERANCE:g}), perhaps for code that uses an output twice; its layers stay as they were",
+        InflateWarning,
+        stacklevel=3,
+    )
+    return []
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Lay out kernels `[out, in, (t,) h, w]` channels-last, in place; `Module.to(memory_format=)` refuses a mixture."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim in formats:
+            tensor.data = tensor.data.to(memory_format=formats[tensor.ndim])
+    return model
+
+
+def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], precision: Precision) -> Any:
+    values = chain(model.parameters(), model.buffers())
+    like = next((value for value in values if value.is_floating_point()), clip)  # a module may have none
+    half = precision == "bf16"
+    clip = clip.to(like.device, torch.bfloat16 if half else like.dtype)
+    if clip.ndim == 5:
+        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast(clip.device.type, torch.bfloat16, enabled=half):
+        output = (model if method == "forward" else getattr(model, method))(clip, *args)
+    return pytree.tree_map_only(Tensor, lambda value: value.float(), output) if half else output
+
+
+def _pointwise(layer: SameConv3d) -> nn.Module | None:
+    plain = layer.kernel_size == layer.stride == (1, 1, 1)
+    return Pointwise(layer) if plain else None
+
+
+def _replaced(model: nn.Module, kind: type[Any], make: Callable[[Any], nn.Module | None], words: str) -> list[str]:
+    """Put faster layers in the places of those of one type, in place, and say how many."""
+    count = 0
+    for name, layer in list(model.named_modules()):
+        new = make(layer) if type(layer) is kind else None
+        if new is not None:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, new.eval())
+            count += 1
+    return [f"{count} {words}"] if count else []
+
+
+def _to_bf16(model: nn.Module) -> nn.Module:
+    """Turn kernels and matrices into bfloat16, in place; norms and what the model adds or multiplies stay float32."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear | Pointwise):
+            layer.to(torch.bfloat16)
+    return model
+
+
+def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
+    short = quantize(model, clips)
+    with torch.inference_mode():
+        pairs = [(short(clip), _run(model, "forward", clip, (), "fp32")) for clip in clips]
+    cosine = min(_cosine(found, wanted) for found, wanted in pairs)
+    same = sum(bool((found.argmax(1) == wanted.argmax(1)).all()) for found, wanted in pairs)
+    cost = f"calibration clips: lowest cosine {cosine:.4f}, same first answer for {same} of {len(clips)}"
+    return _described(Optimized(short, "int8", ["int8", cost]), model)
+
+
+def _described(optimized: Optimized, model: nn.Module) -> Optimized:
+    """Hand on what a model says about itself: what it is fed, what its classes are called."""
+    for name in ("clip_spec", "class_names", "in_channels"):
+        if hasattr(model, name):
+            setattr(optimized, name, getattr(model, name))
+    return optimized.requires_grad_(False).eval()
+
+
+def _example(model: nn.Module) -> Tensor:
+    """Make a small clip of noise, always the same, such as the model wants."""
+    if isinstance(model, Inflated):
+        channels, height, width = model.plan.input_shape
+        shape = (1, channels, 3, height, width)
+    else:
+        spec: ClipSpec = model.clip_spec  # type: ignore[assignment]  # _check has seen to it
+        shape = (1, int(getattr(model, "in_channels", 3)), spec.min_frames, spec.crop, spec.crop)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def _check(model: nn.Module, precision: str, example: Tensor | None) -> None:
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    tells = isinstance(model, Inflated) or isinstance(getattr(model, "clip_spec", None), ClipSpec)
+    checks = [
+        (precision in get_args(Precision), f"precision={precision!r}", " or ".join(get_args(Precision))),
+        (not training, f"training mode in {', '.join(training[:3])}", "a model in eval mode: model.eval()"),
+        (tells or example is not None, "no example, no clip_spec", "example=, a clip that the model can run on"),
+    ]
+    faults = [(got, expected) for fine, got, expected in checks if not fine]
+    if faults:
+        raise InflateError(
+            "this model cannot be optimized so",
+            where=f"optimize({type(model).__name__})",
+            expected="; ".join(expected for _, expected in faults),
+            got="; ".join(got for got, _ in faults),
+            fix="pass what is expected",
+        )
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    return [leaf.double() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _difference(found: Any, wanted: Any) -> float:
+    """Largest difference of two outputs, relative to the largest value."""
+    pairs = zip(_leaves(found), _leaves(wanted), strict=True)
+    return max((float((a - b).abs().amax() / b.abs().amax().clamp_min(1e-30)) for a, b in pairs), default=0.0)
+
+
+def _cosine(found: Any, wanted: Any) -> float:
+    """Smallest cosine between the outputs for one clip, as vectors."""
+    pairs = zip(_leaves(found), _leaves(wanted), strict=True)
+    return min((float(F.cosine_similarity(a.flatten(1), b.flatten(1)).amin()) for a, b in pairs), default=1.0)

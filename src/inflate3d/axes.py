@@ -1,5 +1,6 @@
 """Clip form [b c t h w] and frame form [b*t c h w]: the only file that decides a layout."""
 
+import torch
 from torch import Tensor
 
 
@@ -9,19 +10,19 @@ def clip_to_frames(clip: Tensor) -> Tensor:
     A view, without a copy, when the clip is channels-last in memory.
 
     Example:
-        >>> import torch
         >>> clip_to_frames(torch.zeros(2, 3, 5, 7, 11)).shape
         torch.Size([10, 3, 7, 11])
     """
     b, c, t, h, w = clip.shape
-    return clip.transpose(1, 2).reshape(b * t, c, h, w)
+    frames = clip.transpose(1, 2).reshape(b * t, c, h, w)
+    # of a single clip they are a view of neither order, whose strides torch.compile gets wrong behind a batch norm
+    return frames if frames.is_contiguous(memory_format=torch.channels_last) else frames.contiguous()
 
 
 def frames_to_clip(frames: Tensor, num_clips: int = 1) -> Tensor:
     """Unfold the batch into time: `[b*t, c, h, w]` to `[b, c, t, h, w]` with `b = num_clips`, a view.
 
     Example:
-        >>> import torch
         >>> frames_to_clip(torch.zeros(10, 3, 7, 11), num_clips=2).shape
         torch.Size([2, 3, 5, 7, 11])
     """

@@ -16,6 +16,18 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def wake(model3d: nn.Module) -> nn.Module:
+    """Give what is inserted, and starts at zero, values of its own."""
+    with torch.no_grad():
+        for parameter in model3d.inserts.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+        for module in model3d.inserts.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model3d
+
+
 class Residual(nn.Module):
     """A stem, a bottleneck with a shortcut, a head: a ResNet in small."""
 

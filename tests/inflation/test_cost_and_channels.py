@@ -1,5 +1,7 @@
 """Cost counted on shapes equals cost counted by hand; other input channels answer as they should."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -64,3 +66,16 @@ def test_it_is_timms_rule_and_timms_models_know_their_new_input():
 def test_a_model_that_begins_otherwise_is_refused():
     with pytest.raises(InflateError, match="does not begin with a convolution"):
         with_input_channels(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 1, example=torch.zeros(1, 3, 2, 2))
+
+
+def test_cost_takes_no_memory_for_weights(monkeypatch):
+    model3d = inflate(Residual(), example=PICTURE)
+
+    def refuse(self, memo):
+        raise MemoryError
+
+    for kind in (torch.Tensor, nn.Parameter):
+        monkeypatch.setattr(kind, "__deepcopy__", refuse)
+    assert estimate_cost(model3d, (3, 4, 64, 64)).parameters > 0
+    with pytest.raises(MemoryError):
+        copy.deepcopy(model3d)

@@ -139,6 +139,38 @@ def test_activation_checkpointing_gives_the_gradients_of_the_plain_model(shapes)
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+class Nested(nn.Module):
+    """Two layers that look through time, and between them an Inflated, in a checkpoint or not."""
+
+    def __init__(self, inner, careful):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(6, 2, 3)
+        self.inner, self.careful = inner, careful
+
+    def forward(self, x):
+        y = self.first(x)
+        reentrant = self.careful == "reentrant"
+        return self.last(checkpoint(self.inner, y, use_reentrant=reentrant) if self.careful else self.inner(y))
+
+
+@pytest.mark.parametrize("careful", ["reentrant", "anew"])
+@pytest.mark.parametrize("shapes", [[(2, 4)], [(2, 4), (3, 5)], [(2, 4), (1, 8)]])
+def test_checkpointing_an_inflated_inside_an_inflated(careful, shapes):
+    torch.manual_seed(5)
+    inner = inflate(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()).double(), example=torch.zeros(1, 4, 9, 11))
+    plain = inflate(Nested(inner, "").double(), example=torch.zeros(1, 3, 9, 11))
+    model = inflate(Nested(inner, careful).double(), example=torch.zeros(1, 3, 9, 11))
+    model.load_state_dict(plain.state_dict())
+    clips = [torch.randn(b, 3, t, 9, 11).double() for b, t in shapes]
+    for each in (plain, model):
+        each.zero_grad()
+        sum(each(clip).square().sum() for clip in clips).backward()
+    for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12, msg=name)
+    picture = torch.randn(2, 4, 9, 11).double()  # between runs the inner one answers pictures
+    torch.testing.assert_close(model.net.inner(picture), inner(picture))
+
+
 def test_timm_checkpointing():
     model2d = randomize(timm.create_model("test_resnet", num_classes=3)).double()
     model3d = inflate(model2d)
@@ -279,16 +311,6 @@ def test_time_pools():
     torch.testing.assert_close(model3d(clip), steps.mean(1))
 
 
-@pytest.mark.parametrize("name", ["resnet", "convnext", "efficientnet"])
-def test_compiled_in_one_graph(name):
-    model2d = randomize(timm.create_model(f"test_{name}", num_classes=3))
-    model3d = inflate(model2d)
-    compiled = torch.compile(model3d, backend="aot_eager", fullgraph=True)
-    clip = torch.randn(2, 3, 3, 96, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(clip), model3d(clip), rtol=1e-4, atol=1e-5)
-
-
 def test_the_model_runs_after_export():
     model3d = inflate(Residual().eval(), example=PICTURE)
     clip = torch.randn(2, 3, 3, 37, 45)
@@ -325,3 +347,33 @@ def test_torchvision_resnet50_plans_and_builds():
     inflated = [layer.path for layer in model3d.plan if layer.time_kernel == 3]
     assert inflated[:3] == ["layer1.0.conv1", "layer1.2.conv1", "layer2.1.conv1"]
     assert isinstance(model3d, Inflated)
+
+
+def small_net():
+    torch.manual_seed(3)
+    return inflate(randomize(Residual()).double(), "i3d", example=torch.zeros(1, 3, 37, 45))
+
+
+def step(rank, folder):
+    """One process of two: the gradients of its own clip, averaged with those of the other's."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    try:
+        model = nn.parallel.DistributedDataParallel(small_net())
+        clips = torch.load(f"{folder}/clips.pt")
+        model(clips[rank : rank + 1]).square().mean().backward()
+        torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_get_the_gradients_of_one_with_both_clips(tmp_path):
+    clips = torch.randn(2, 3, 5, 37, 45).double()
+    torch.save(clips, tmp_path / "clips.pt")
+    torch.multiprocessing.spawn(step, (str(tmp_path),), nprocs=2)
+    model = small_net()
+    model(clips).square().mean().backward()
+    for rank in range(2):
+        for ours, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), model.parameters(), strict=True):
+            torch.testing.assert_close(ours, parameter.grad, rtol=1e-9, atol=1e-12)

@@ -1,5 +1,6 @@
 """What could be silently wrong is right, or refused with a reason, or fails the proof."""
 
+import pickle
 import threading
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ def test_rules_ask_for_what_a_layer_can_do_only():
     up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3, 2), nn.LPPool2d(2, 2))
     with pytest.raises(InflateError, match="keeps the length of time"):
         make_plan(up, example=PICTURE, rules={"1": Rule(time_stride=2)})
-    with pytest.raises(InflateError, match="the engine has no kernel in time for it"):
+    with pytest.raises(InflateError, match="no adapter knows its type"):
         make_plan(up, example=PICTURE, rules={"2": Rule(time_kernel=3)})
     with pytest.raises(InflateError, match="channels are shifted"):
         make_plan(Residual(), "tsm", example=PICTURE, rules={"block.3": Rule(time_kernel=3)})
@@ -251,3 +252,35 @@ def test_two_threads_train_checkpointed_models_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Bright(nn.MaxPool2d):
+    """Its own forward, so that no adapter is found by descent."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Dark(nn.MaxPool2d):
+    def forward(self, x):
+        return super().forward(x) - 1
+
+
+class InTime(adapters.MaxPooledInTime):
+    pass
+
+
+def test_one_adapter_may_serve_two_types():
+    for type2d in (Bright, Dark):
+        adapters.adapts(type2d)(InTime)
+    try:
+        model2d = nn.Sequential(nn.Conv2d(3, 4, 3), Bright(3, 1), Dark(3, 1))
+        rules = {"[12]": Rule(time_kernel=2)}
+        model3d = inflate(model2d, example=PICTURE, rules=rules)
+        assert prove(model2d, model3d).holds
+        assert all(isinstance(layer, InTime) for layer in model3d.net[1:])
+        pickle.loads(pickle.dumps(model3d.net[1:]))
+        assert [type(layer) for layer in deflate(model3d)] == [nn.Conv2d, Bright, Dark]
+    finally:
+        for type2d in (Bright, Dark):
+            adapters.ADAPTERS.pop(type2d)

@@ -213,6 +213,17 @@ def test_copies_pickles_and_compiled_layers_answer_alike():
     plain.load_state_dict(conv3d.state_dict(), strict=True)
 
 
+def test_padding_that_was_changed_after_the_layer_was_made_counts():
+    """As segmentation models do, to trade strides for dilations."""
+    conv2d = nn.Conv2d(3, 5, 3, stride=2, padding=1).double()
+    conv2d.stride, conv2d.dilation, conv2d.padding = (1, 1), (2, 2), (2, 2)
+    picture = torch.randn(2, 3, 11, 13).double()
+    close(inflate_conv(conv2d, 3)(picture.unsqueeze(2))[:, :, 0], conv2d(picture))
+    same = nn.Conv2d(3, 5, 4, padding="same").double()
+    same.dilation = (3, 1)
+    close(inflate_conv(same, 3)(picture.unsqueeze(2))[:, :, 0], same(picture))
+
+
 def test_gradients_flow():
     conv3d = inflate_conv(make("groups and dilation"), 3)
     clip = torch.randn(1, 6, 2, 5, 3, dtype=torch.float64, requires_grad=True)

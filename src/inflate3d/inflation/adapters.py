@@ -1,7 +1,8 @@
 """Layers of torch and torchvision that change when time comes in: one small class for each type.
 
 `@adapts(nn.Conv2d)` says that the class below takes over layers of exactly that type. A class takes over in place
-(`Folded.take_over`), so that a layer keeps its name, its hooks and whatever its model reads from it.
+(`Folded.take_over`), so that a layer keeps its name, its hooks and whatever its model reads from it. Convolutions that
+cannot be taken over, because their class or what remakes their weight is unknown, get frames that are mixed already.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.kernels import deflate_weight, inflate_weight, spread_weight
-from inflate3d.inflation.padding import pad_time, time_pads
+from inflate3d.inflation.padding import pad_space, pad_time, sides_of, time_pads
 from inflate3d.inflation.plan import LayerPlan, TimePadding
+from inflate3d.inflation.profiles import is_random, profile_taps
 
 Kind = Literal["conv", "transposed", "pool", "gate", "drop"]
 Adapter = TypeVar("Adapter", bound=type["Adapted"])
@@ -33,13 +35,13 @@ class Adapted(Folded):
 
     def deflate_(self) -> None:
         """Become the 2D layer again, in place."""
-        self.__class__ = self.two_dimensional()  # type: ignore[assignment]
-        del self.fold, self.plan, self.runs
+        self.__class__ = self.type2d  # type: ignore[assignment]
+        del self.fold, self.plan, self.runs, self.type2d
 
-    @classmethod
-    def two_dimensional(cls) -> type[nn.Module]:
-        """Name the 2D type that this class takes over."""
-        return next(type2d for type2d, adapter in ADAPTERS.items() if adapter is cls)
+    def forward2d(self, x: Tensor) -> Tensor:
+        """Run the 2D layer's own code."""
+        answer: Tensor = self.type2d.forward(self, x)
+        return answer
 
 
 ADAPTERS: dict[type[nn.Module], type[Adapted]] = {}
@@ -47,6 +49,8 @@ ADAPTERS: dict[type[nn.Module], type[Adapted]] = {}
 
 def adapts(type2d: type[nn.Module]) -> Callable[[Adapter], Adapter]:
     """Register the class below for layers of exactly this type.
+
+    A class that is no subclass of it may serve several types.
 
     Example:
         >>> class MyConv(nn.Conv2d): ...
@@ -57,17 +61,31 @@ def adapts(type2d: type[nn.Module]) -> Callable[[Adapter], Adapter]:
     """
 
     def register(adapter: Adapter) -> Adapter:
-        ADAPTERS[type2d] = adapter
+        if issubclass(adapter, type2d):
+            ADAPTERS[type2d] = adapter
+        else:
+            from inflate3d.inflation.adapters_derived import derive  # noqa: PLC0415 - it needs this file
+
+            ADAPTERS.pop(type2d, None)
+            derive(adapter, type2d)
         return adapter
 
     return register
 
 
-def adapter_for(type2d: type[nn.Module]) -> type[Adapted] | None:
-    """Find the class that takes over layers of exactly this type, or None."""
+def adapter_for(layer: nn.Module) -> type[Adapted] | None:
+    """Find the class that takes over a layer, or None."""
+    from inflate3d.inflation.adapters_derived import derived_adapter  # noqa: PLC0415 - they need this file
+    from inflate3d.inflation.filters import Filter, FilterTransposed  # noqa: PLC0415
+
+    type2d = type(layer)
     if type2d.__module__.startswith("timm."):
         import inflate3d.inflation.adapters_timm  # noqa: F401, PLC0415 - registers; a second of import for users of timm
-    return ADAPTERS.get(type2d)
+    adapter = ADAPTERS.get(type2d) or derived_adapter(type2d)
+    convolution = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(layer, Adapted)
+    if convolution and (adapter is None or "weight" not in layer._parameters):
+        return FilterTransposed if isinstance(layer, nn.ConvTranspose2d) else Filter
+    return adapter
 
 
 @adapts(nn.Conv2d)
@@ -115,24 +133,13 @@ class InflatedConv2d(Adapted, nn.Conv2d):
 
     def pad_space(self, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad frames `[n, c, h, w]` as the 2D layer does; what conv3d can do itself is handed on as a pair."""
-        if self.padding_mode != "zeros":
-            return F.pad(frames, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-        if self.padding == "valid":
-            return frames, (0, 0)
-        if self.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            if any(total % 2 for total in totals):
-                (top, left), (height, width) = (total // 2 for total in totals), totals
-                return F.pad(frames, [left, width - left, top, height - top]), (0, 0)
-            return frames, (totals[0] // 2, totals[1] // 2)
-        return frames, (int(self.padding[0]), int(self.padding[1]))
+        return pad_space(frames, sides_of(self), self.padding_mode)
 
     def through_time(self, x: Tensor) -> Tensor:
         """Convolve `[b, c, t, h, w]` in time and space."""
         num_clips, plan = x.shape[0], self.plan
         if plan.action == "shift":
-            frames = clip_to_frames(shift_channels(x, plan.padding))
-            return frames_to_clip(self.two_dimensional().forward(self, frames), num_clips)
+            return frames_to_clip(self.forward2d(clip_to_frames(shift_channels(x, plan.padding))), num_clips)
         frames, (top, left) = self.pad_space(clip_to_frames(x))
         clip = frames_to_clip(frames, num_clips)
         front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
@@ -142,27 +149,52 @@ class InflatedConv2d(Adapted, nn.Conv2d):
 
 
 @adapts(nn.ConvTranspose2d)
-class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):  # type: ignore[misc]
+class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
     """A transposed convolution whose weight is `[in, out, t, h, w]`; time keeps its length."""
 
     kind = "transposed"
 
     def inflated_weight(self) -> Tensor:
-        """Lay the 2D weight out in time; the taps of a transposed convolution run backwards."""
-        return super().inflated_weight().flip(2)
+        """Lay the 2D weight `[in, out, h, w]` out in time; the taps of a transposed convolution run backwards."""
+        if is_random(self.plan.profile):
+            return super().inflated_weight()
+        taps = profile_taps(
+            self.plan.profile, self.plan.time_kernel, center=self.present_tap(), channels=self.in_channels
+        ).flip(-1)
+        return spread_weight(self.weight, taps if taps.ndim == 1 else taps[:, None])
 
     def lay_out(self, taps: Tensor) -> None:
         """The same, turned round."""
         super().lay_out(taps.flip(0))
 
-    def through_time(self, x: Tensor) -> Tensor:
-        """Convolve `[b, c, t, h, w]` transposed in space; in time it is a convolution with the taps turned round."""
-        kernel, padding = self.plan.time_kernel, self.plan.padding
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Run on frames `[n, c, h, w]` or a clip `[b, c, t, h, w]`; of a wanted size height and width count."""
+        clip = x if x.ndim == 5 else self.unfold(x)
+        space: tuple[int, ...] = self.output_padding
+        if output_size is not None:
+            stride, padding, kernel, dilation = (
+                [int(n) for n in each] for each in (self.stride, self.padding, self.kernel_size, self.dilation)
+            )
+            wanted = list(output_size[-2:])
+            space = tuple(self._output_padding(clip[:, :, 0], wanted, stride, padding, kernel, 2, dilation))
+        answer = self.convolve(clip, space)
+        return answer if x.ndim == 5 else self.refold(answer)
+
+    def convolve(self, x: Tensor, space: tuple[int, ...]) -> Tensor:
+        """Convolve transposed in space; in time it is a convolution with the taps turned round.
+
+        Args:
+            x: `[b, c, t, h, w]`.
+            space: Rows and columns added below and to the right.
+        """
+        kernel, padding, groups = self.plan.time_kernel, self.plan.padding, self.groups
+        if self.plan.action == "shift":
+            x = shift_channels(x, padding)
         front, back = time_pads(x.shape[2], kernel, padding=padding)
         clip = pad_time(x, front, back, padding=padding)
         stride, dilation = (1, *self.stride), (1, *self.dilation)
-        space = (0, *self.output_padding)
-        y = F.conv_transpose3d(clip, self.weight, self.bias, stride, (0, *self.padding), space, self.groups, dilation)
+        weight = self.weight if self.weight.ndim == 5 else self.weight.unsqueeze(2)
+        y = F.conv_transpose3d(clip, weight, self.bias, stride, (0, *self.padding), (0, *space), groups, dilation)
         return y[:, :, kernel - 1 : y.shape[2] - kernel + 1]
 
 
@@ -207,8 +239,7 @@ class PooledInTime(Adapted):
 
     def pool_space(self, frames: Tensor) -> Tensor:
         """Pool frames `[n, c, h, w]` as the 2D layer does."""
-        pooled: Tensor = self.two_dimensional().forward(self, frames)
-        return pooled
+        return self.forward2d(frames)
 
 
 @adapts(nn.MaxPool2d)
@@ -231,21 +262,19 @@ class WholeClip(Adapted):
     The frames of a clip are set on top of each other, so that the layer's own code runs on one tall picture.
     """
 
-    kind = "gate"
+    kind: ClassVar[Kind] = "gate"
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the 2D layer on the tall pictures of all clips; in channels-last memory they are views."""
-        if x.ndim not in (4, 5):
-            return self.forward2d(x)
-        clip = x if x.ndim == 5 else self.unfold(x)
-        tall = clip.flatten(2, 3)  # [b, c, t*h, w]
-        answer = self.forward2d(tall).unflatten(2, clip.shape[2:4])
-        return answer if x.ndim == 5 else self.refold(answer)
+        return self.on_tall(self.forward2d, x)
 
-    def forward2d(self, x: Tensor) -> Tensor:
-        """Run the 2D layer's own code."""
-        answer: Tensor = self.two_dimensional().forward(self, x)
-        return answer
+    def on_tall(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run any function of pictures on tall ones."""
+        if x.ndim not in (4, 5):
+            return run(x)
+        clip = x if x.ndim == 5 else self.unfold(x)
+        answer = run(clip.flatten(2, 3)).unflatten(2, clip.shape[2:4])  # [b, c, t*h, w]
+        return answer if x.ndim == 5 else self.refold(answer)
 
 
 @adapts(SqueezeExcitation)
@@ -275,13 +304,33 @@ class WholeClipDrop(Adapted):
         num_clips, plan = self.num_clips(x), self.plan
         if plan.rows_inside:
             rows: Tensor = x.unflatten(0, (num_clips, -1))
-            answer: Tensor = self.two_dimensional().forward(self, rows)
+            answer = self.forward2d(rows)
             return answer.flatten(0, 1)
         rows = x.unflatten(0, (plan.batch_factor, num_clips, -1)).transpose(0, 1)
-        answer = self.two_dimensional().forward(self, rows)
+        answer = self.forward2d(rows)
         return answer.transpose(0, 1).flatten(0, 2)
 
 
 @adapts(StochasticDepth)
 class ClipStochasticDepth(WholeClipDrop, StochasticDepth):  # type: ignore[misc]
     """torchvision's stochastic depth, by clips."""
+
+
+class WholeClipChannels(WholeClip):
+    """Drops channels at random, the same ones in every frame of a clip."""
+
+    kind = "drop"
+
+    def on_tall(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Draw one mask for each clip; of tokens `[n, c, l]` as well."""
+        return super().on_tall(run, x.unsqueeze(-1)).squeeze(-1) if x.ndim == 3 else super().on_tall(run, x)
+
+
+@adapts(nn.Dropout2d)
+class ClipDropout2d(WholeClipChannels, nn.Dropout2d):
+    """Dropout of channels, by clips."""
+
+
+@adapts(nn.FeatureAlphaDropout)
+class ClipFeatureAlphaDropout(WholeClipChannels, nn.FeatureAlphaDropout):
+    """Alpha dropout of channels, by clips."""

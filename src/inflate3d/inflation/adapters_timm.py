@@ -1,15 +1,28 @@
 """Layers of timm that change when time comes in."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from timm import layers
-from timm.layers import DropPath, pool2d_same
+from timm.layers import DropPath, cbam, evo_norm, filter_response_norm, grn, pool2d_same
 from timm.layers.padding import pad_same
 from timm.models import _efficientnet_blocks as efficientnet
+from timm.models import hgnet, senet
 from torch import Tensor, nn
 
-from inflate3d.inflation.adapters import InflatedConv2d, PooledInTime, WholeClip, WholeClipDrop, adapts
-from inflate3d.inflation.fold import Fold
+from inflate3d.errors import InflateError
+from inflate3d.inflation.adapters import (
+    ADAPTERS,
+    Adapted,
+    InflatedConv2d,
+    PooledInTime,
+    WholeClip,
+    WholeClipDrop,
+    adapts,
+)
+from inflate3d.inflation.filters import Filter
+from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.kernels import inflate_weight
 from inflate3d.inflation.plan import LayerPlan
 
@@ -51,7 +64,11 @@ class WeightStandardized(InflatedConv2d):
         return self.weight.detach().unsqueeze(2).repeat(1, 1, self.plan.time_kernel, 1, 1)
 
     def deflated_weight(self) -> Tensor:
-        """Average the weight over time."""
+        """Average the weight over time: the 2D weight, as long as all frames of the weight are alike.
+
+        After training they differ, and then no 2D weight answers a still clip as this one does: what the frames of a
+        standardized kernel sum up to has neither the mean nor the variance of a standardized 2D kernel.
+        """
         return self.weight.detach().mean(2)
 
     def deflate_(self) -> None:
@@ -132,56 +149,90 @@ class BlurPooledInTime(PooledInTime, layers.BlurPool2d):  # type: ignore[misc]
     takes_maximum = False
 
 
+# Its kernels are sums that each picture weighs in its own way, so that its frames are mixed ahead of it
+ADAPTERS[layers.CondConv2d] = Filter
+
+
 @adapts(DropPath)
 class ClipDropPath(WholeClipDrop, DropPath):  # type: ignore[misc]
     """timm's stochastic depth, by clips."""
 
 
-@adapts(layers.SEModule)
-class ClipSEModule(WholeClip, layers.SEModule):  # type: ignore[misc]
-    """Squeeze-and-excitation over the clip."""
+@adapts(layers.SplitBatchNorm2d)
+class ClipSplitBatchNorm2d(Adapted, layers.SplitBatchNorm2d):  # type: ignore[misc]
+    """Batch norms for the parts of a batch: no clip may lie in two of them."""
+
+    kind = "drop"
+    num_splits: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the 2D layer, whose parts follow each other in the batch."""
+        if self.training and self.num_clips(x) % self.num_splits:
+            raise InflateError(
+                "a batch norm would split the batch amid a clip",
+                where=f"layer {self.plan.path}",
+                expected=f"a multiple of {self.num_splits} clips",
+                got=f"{self.num_clips(x)} clips",
+                fix="train on batches of such a size",
+            )
+        return self.forward2d(x)
 
 
-@adapts(efficientnet.SqueezeExcite)
-class ClipEfficientNetGate(WholeClip, efficientnet.SqueezeExcite):  # type: ignore[misc]
-    """EfficientNet's squeeze-and-excitation over the clip."""
+# Gates and per-sample norms that take their statistics over height and width in whatever way
+GATES: tuple[type[nn.Module], ...] = (
+    layers.SEModule,
+    layers.EffectiveSEModule,
+    layers.EcaModule,
+    layers.CircularEfficientChannelAttn,
+    layers.GlobalContext,
+    cbam.ChannelAttn,
+    cbam.LightChannelAttn,
+    efficientnet.SqueezeExcite,
+    hgnet.EseModule,
+    senet.SEModule,
+    layers.GroupNorm,
+    layers.GroupNorm1,
+    layers.GroupNormAct,
+    layers.GroupNorm1Act,
+    *(getattr(evo_norm, f"EvoNorm2d{version}") for version in ("B0", "B1", "B2")),
+    *(getattr(evo_norm, f"EvoNorm2d{version}") for version in ("S0", "S0a", "S1", "S1a", "S2", "S2a")),
+    filter_response_norm.FilterResponseNormTlu2d,
+    filter_response_norm.FilterResponseNormAct2d,
+)
+for gate in GATES:
+    adapts(gate)(WholeClip)
 
 
-@adapts(layers.EffectiveSEModule)
-class ClipEffectiveSEModule(WholeClip, layers.EffectiveSEModule):  # type: ignore[misc]
-    """Effective squeeze-and-excitation (VoVNet) over the clip."""
+class WholeClipResponse(WholeClip):
+    """Global response norm over the clip; its 2D layer has `weight`, `bias` and `eps`.
+
+    Norms are divided by the root of the number of frames, so that `eps` weighs the same however long the clip is.
+    """
+
+    eps = 1e-6
+
+    def is_channels_last(self) -> bool:
+        """Whether its maps are."""
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run on frames `[n, c, h, w]` or `[n, h, w, c]`, or on clips of the same order."""
+        if not self.is_channels_last():
+            return Folded.forward(self, x)
+        return Folded.forward(self, x.movedim(-1, 1)).movedim(1, -1)
+
+    def through_time(self, x: Tensor) -> Tensor:
+        """Scale each channel of `[b, c, t, h, w]` by its norm, relative to that of the others."""
+        norms = torch.linalg.vector_norm(x, dim=(2, 3, 4), keepdim=True) / math.sqrt(x.shape[2])
+        weight, bias = (self.get_parameter(name).view(1, -1, 1, 1, 1) for name in ("weight", "bias"))
+        scaled = x * (norms / (norms.mean(1, keepdim=True) + self.eps))
+        return x + torch.addcmul(bias, weight, scaled)
 
 
-@adapts(layers.EcaModule)
-class ClipEcaModule(WholeClip, layers.EcaModule):  # type: ignore[misc]
-    """Efficient channel attention over the clip."""
+@adapts(grn.GlobalResponseNorm)
+class ClipGlobalResponseNorm(WholeClipResponse, grn.GlobalResponseNorm):  # type: ignore[misc]
+    """ConvNeXt V2's global response norm over the clip."""
 
-
-@adapts(layers.CircularEfficientChannelAttn)
-class ClipCecaModule(WholeClip, layers.CircularEfficientChannelAttn):  # type: ignore[misc]
-    """Circular efficient channel attention over the clip."""
-
-
-@adapts(layers.GlobalContext)
-class ClipGlobalContext(WholeClip, layers.GlobalContext):  # type: ignore[misc]
-    """Global context over the clip."""
-
-
-@adapts(layers.GroupNorm)
-class ClipTimmGroupNorm(WholeClip, layers.GroupNorm):  # type: ignore[misc]
-    """timm's group norm over the clip."""
-
-
-@adapts(layers.GroupNorm1)
-class ClipGroupNorm1(WholeClip, layers.GroupNorm1):  # type: ignore[misc]
-    """Group norm with one group over the clip."""
-
-
-@adapts(layers.GroupNormAct)
-class ClipGroupNormAct(WholeClip, layers.GroupNormAct):  # type: ignore[misc]
-    """Group norm and activation over the clip."""
-
-
-@adapts(layers.GroupNorm1Act)
-class ClipGroupNorm1Act(WholeClip, layers.GroupNorm1Act):  # type: ignore[misc]
-    """Group norm with one group, and activation, over the clip."""
+    def is_channels_last(self) -> bool:
+        """Whether its maps are: timm's layer knows."""
+        return bool(self.channel_dim == -1)

@@ -1,8 +1,9 @@
 """A plan and a 2D model make an Inflated, a 3D model; `deflate` goes back."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any, get_args
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from torch.utils import _pytree as pytree
 from inflate3d.axes import clip_to_frames
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.inflation.adapters import Adapted, adapter_for
-from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.fold import Fold, Runs, in_backward
+from inflate3d.inflation.inserts import forget_inserts, insert_into, maps_behind, place
 from inflate3d.inflation.intercept import forget_calls, time_calls
-from inflate3d.inflation.observe import observe
+from inflate3d.inflation.observe import copied, observe
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
-from inflate3d.inflation.plan import LayerPlan, Plan, Rule
+from inflate3d.inflation.pictures import input_shape_of, pictures_like
+from inflate3d.inflation.plan import Insert, LayerPlan, Plan, Rule
 from inflate3d.inflation.presets import PRESETS, decide, kernel_of
 from inflate3d.inflation.profiles import Profile
 
@@ -26,6 +29,7 @@ class Inflated(nn.Module):
     Attributes:
         net: The 2D model's copy: same class, same code, same names of parameters.
         plan: What each of its layers became.
+        inserts: What the 2D model has not, in a tree with the names of its modules; None if there is nothing.
         time_pool: How vectors (logits, features) of the frames become one: "mean", "max" or "none" (one per step).
     """
 
@@ -40,14 +44,19 @@ class Inflated(nn.Module):
                 fix='time_pool="mean"',
             )
         self.net, self.plan, self.fold, self.time_pool = net, plan, fold, time_pool
+        self.inserts: nn.Module | None = None
         self.outer: Fold | None = None  # of the Inflated that this one is a layer of
+        self.runs: Runs = {}  # as such a layer; see `Folded`
         self._outputs: dict[Any, Outputs] = {}
 
-    def forward(self, clip: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on a clip `[b, c, t, h, w]`; pictures `[b, c, h, w]` are answered as by the 2D model."""
+    def forward(self, clip: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a clip `[b, c, t, h, w]`; pictures `[b, c, h, w]` are answered as by the 2D model.
+
+        The clip may come by the name of the 2D model's own first argument, `model3d(pixel_values=clip)`.
+        """
         return self.call("forward", clip, *args, **kwargs)
 
-    def call(self, method: str, clip: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, clip: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run any method of the 2D model, such as timm's `forward_features`, on a clip `[b, c, t, h, w]`.
 
         Vectors `[n, d]` come out as `[b, d]` (see `time_pool`), maps as `[b, c, t, h, w]` or `[b, t, h, w, c]`, tokens
@@ -55,17 +64,21 @@ class Inflated(nn.Module):
 
         Args:
             method: Its name.
-            clip: Passed as the first argument, in frame form.
+            clip: Passed as the first argument, in frame form; it may come by the name of that argument.
             *args: Passed on as they are.
             **kwargs: Passed on as they are.
 
         Raises:
-            InflateError: There is no such method, or the clip has other axes.
+            InflateError: There is no such method, or the clip is missing or has other axes.
         """
-        self._check(method, clip)
+        self._check_method(method)
+        if clip is None:
+            clip, kwargs = self._clip_by_name(method, kwargs)
+        self._check_clip(clip)
         pictures = clip.ndim == 4
-        num_clips = self.outer.num_clips if pictures and self.outer else None
-        num_clips = num_clips or clip.shape[0]
+        num_clips, outer = clip.shape[0], self.outer if pictures else None
+        if outer and (outer.num_clips is not None or in_backward()):  # a checkpoint may run it anew
+            num_clips = outer.num_clips_in(clip, self.runs, "an Inflated inside another one")
         outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
         num_frames = clip.shape[0] // num_clips if pictures else clip.shape[2]
         self.fold.push(num_clips, num_frames)
@@ -89,7 +102,20 @@ class Inflated(nn.Module):
             self._outputs[key] = self._look_at(method, args, kwargs)
         return self._outputs[key]
 
-    def _check(self, method: str, clip: Tensor) -> None:
+    def _clip_by_name(self, method: str, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Find the clip under the name of the method's first argument, such as Hugging Face's `pixel_values`."""
+        name = next(iter(inspect.signature(getattr(self.net, method)).parameters), "")
+        if not isinstance(kwargs.get(name), Tensor):
+            raise InflateError(
+                "no clip was given",
+                where="Inflated",
+                expected=f"[b, c, t, h, w] as the first argument, or as {name}=",
+                got=", ".join(f"{key}=" for key in kwargs) or "nothing",
+                fix=f"model3d(clip) or model3d({name}=clip)",
+            )
+        return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
+
+    def _check_method(self, method: str) -> None:
         if not callable(getattr(self.net, method, None)):
             names = [name for name in dir(self.net) if not name.startswith("_")]
             raise InflateError(
@@ -102,12 +128,14 @@ class Inflated(nn.Module):
         own_calls = [layer.path for layer in self.plan if layer.path.startswith("#") and layer.action != "frame"]
         if method != "forward" and own_calls:
             raise InflateError(
-                "pools that the model calls in its own forward() have time there only",
+                "functions that the model calls in its own forward() have time there only",
                 where="Inflated.call",
                 expected="forward, in a model whose plan gives time to " + ", ".join(own_calls),
                 got=repr(method),
-                fix='inflate with preset "video", in which calls stay per frame',
+                fix="give these calls no time: rules={'#*': Rule(time_kernel=1, time_stride=1)}",
             )
+
+    def _check_clip(self, clip: Tensor) -> None:
         if clip.ndim not in (4, 5):
             raise InflateError(
                 "the input is no clip",
@@ -119,7 +147,7 @@ class Inflated(nn.Module):
 
     def _look_at(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outputs:
         """Run the method of a copy on single pictures, so that no statistics and no masks of this one change."""
-        trial = copy.deepcopy(self).eval()
+        trial = copied(self).eval()
         pictures = pictures_like(trial, self.plan.input_shape)
 
         def run(frames: Tensor) -> Any:
@@ -133,7 +161,7 @@ class Inflated(nn.Module):
             return look_at_outputs(run, pictures)
 
     def load_2d_state_dict(self, state2d: Mapping[str, Tensor]) -> None:
-        """Load a checkpoint of the 2D model: kernels are inflated as the plan says.
+        """Load a checkpoint of the 2D model: kernels are inflated as the plan says, inserts stay as they are.
 
         Raises:
             InflateError: Names or shapes are not those of the 2D model.
@@ -163,6 +191,7 @@ def make_plan(
     example: Tensor | None = None,
     profile: Profile = "mean",
     rules: Mapping[str, Rule] | None = None,
+    inserts: Sequence[Insert] = (),
 ) -> Plan:
     """Decide what every layer of a 2D model becomes in time; nothing is changed.
 
@@ -172,10 +201,11 @@ def make_plan(
         example: A picture `[1, c, h, w]` of the size the model wants; else its own configuration tells, else 3x224x224.
         profile: How 2D kernels are laid out in time.
         rules: From patterns of layer names to what is wanted there instead of the preset's choice.
+        inserts: What is to be added to the model's own layers.
 
     Raises:
-        InflateError: An unknown preset, a model that cannot be run or mixes the pictures of a batch, or a rule that
-            matches no layer.
+        InflateError: An unknown preset, a model that cannot be run or mixes the pictures of a batch, a rule that
+            matches no layer, or an insert that has no place.
 
     Example:
         >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 1))
@@ -197,7 +227,17 @@ def make_plan(
     seen = observe(model2d, pictures_like(model2d, (channels, height, width)))
     layers = decide(seen, PRESETS[preset], profile)
     plan = Plan(type(model2d).__name__, preset, (channels, height, width), layers)
-    return plan.with_rules(rules) if rules else plan
+    plan = plan.with_rules(rules) if rules else plan
+    return place(plan, inserts, model2d, padding=PRESETS[preset].padding) if inserts else plan
+
+
+class Planning(TypedDict, total=False):
+    """What `inflate` hands on to `make_plan`."""
+
+    example: Tensor | None
+    profile: Profile
+    rules: Mapping[str, Rule] | None
+    inserts: Sequence[Insert]
 
 
 def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> Inflated:
@@ -206,35 +246,32 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
     Raises:
         InflateError: The plan is for another model.
     """
-    shortens = any(layer.padding == "valid" and layer.time_kernel > 1 for layer in plan)
-    strides = None if shortens else frozenset(layer.time_stride for layer in plan)
-    net, fold = copy.deepcopy(model2d), Fold(strides)
+    strides = None if plan.frames_lost else frozenset(layer.time_stride for layer in plan.steps)
+    net, fold = copied(model2d), Fold(strides)
     _check_plan_fits(plan, net)
-    outputs = _forms_of_forward(net, plan)
+    outputs, maps = _forms_of_forward(net, plan), maps_behind(plan, net)
     tied = _tied_weights(plan, net)
-    calls: dict[str, dict[int, LayerPlan]] = {}
     for layer in plan:
-        owner, _, number = layer.path.partition("#")
-        if number and layer.action != "frame":
-            calls.setdefault(owner, {})[int(number)] = layer
-        elif layer.action != "frame":
+        if layer.action != "frame" and "#" not in layer.path:
             module = net.get_submodule(layer.path)
-            adapter = adapter_for(type(module))
+            adapter = adapter_for(module)
             assert adapter is not None
             adapter.take_over(module, layer, fold)
     for path, first in tied.items():
         module = net.get_submodule(path)
         assert isinstance(module, nn.Module)
         module.weight = net.get_submodule(first).get_parameter("weight")
-    for owner, plans in calls.items():
-        time_calls(net.get_submodule(owner), plans, fold)
     for module in net.modules():
         if isinstance(module, Inflated):
             module.outer = fold
     model3d = Inflated(net, plan, fold, time_pool=time_pool)
+    model3d.inserts = insert_into(net, plan, maps, fold=fold)
+    if model3d.inserts:
+        model3d.inserts.train(model2d.training)
+    time_calls(net, [layer for layer in plan if layer.action != "frame" and "#" in layer.path], fold)
     model3d.training = model2d.training  # the parts keep their own modes: frozen batch norms stay frozen
     model3d._outputs["forward [] []"] = outputs
-    if any(layer.time_stride > 1 or (layer.padding == "valid" and layer.time_kernel > 1) for layer in plan):
+    if plan.frames_lost or any(layer.time_stride > 1 for layer in plan.steps):
         _check_branches_meet(model3d)
     return model3d
 
@@ -243,20 +280,16 @@ def inflate(
     model2d: nn.Module,
     plan: str | Plan = "video",
     *,
-    example: Tensor | None = None,
-    profile: Profile = "mean",
-    rules: Mapping[str, Rule] | None = None,
     time_pool: TimePool = "mean",
+    **planning: Unpack[Planning],
 ) -> Inflated:
     """Turn a 2D image model into a 3D one that answers a still clip as the 2D model answers the picture.
 
     Args:
         model2d: torchvision's, timm's, or your own; left as it is.
         plan: A preset, or a plan of your own (`make_plan`).
-        example: See `make_plan`, likewise `profile` and `rules`.
-        profile: How 2D kernels are laid out in time.
-        rules: Exceptions by layer name.
         time_pool: "mean" or "max" over the frames' logits, or "none" for logits per step `[b, t, classes]`.
+        **planning: `example`, `profile`, `rules` and `inserts`, as in `make_plan`.
 
     Raises:
         InflateError: See `make_plan`; or nothing in the plan looks through time, and its preset is not "frames".
@@ -270,9 +303,11 @@ def inflate(
         True
     """
     if isinstance(plan, str):
-        plan = make_plan(model2d, plan, example=example, profile=profile, rules=rules)
-    elif rules:
-        plan = plan.with_rules(rules)
+        plan = make_plan(model2d, plan, **planning)
+    else:
+        plan = plan.with_rules(planning.get("rules") or {})
+        if inserts := planning.get("inserts"):
+            plan = place(plan, inserts, model2d, padding=PRESETS[plan.preset].padding)
     if not plan.looks_through_time and plan.preset != "frames":
         raise InflateError(
             "nothing in the model would look through time",
@@ -280,13 +315,13 @@ def inflate(
             expected="at least one convolution whose kernel is larger than its stride",
             got=f"{plan.model} with preset {plan.preset}: "
             + (", ".join({layer.layer for layer in plan}) or "no layers"),
-            fix='take preset "frames" if frames alone are what you want, or give a layer time by a rule',
+            fix='take preset "frames" if frames alone are what you want, or give a layer time by a Rule or an Insert',
         )
     return build(plan, model2d, time_pool=time_pool)
 
 
 def deflate(model3d: Inflated) -> nn.Module:
-    """Give the 2D model back: kernels summed over time, everything else as it is now; shares no memory.
+    """Give the 2D model back: kernels summed over time, no inserts, everything else as it is now; shares no memory.
 
     Raises:
         InflateError: A kernel was initialized at random, so that no 2D kernel stands behind it.
@@ -300,7 +335,7 @@ def deflate(model3d: Inflated) -> nn.Module:
                 got="profile random",
                 fix="inflate with another profile",
             )
-    twin = copy.deepcopy(model3d)
+    twin = copied(model3d)
     net, fold = twin.net, twin.fold
     flat: dict[nn.Parameter, nn.Parameter] = {}  # of weights that layers share, so that they go on sharing
     for module in net.modules():
@@ -309,35 +344,16 @@ def deflate(model3d: Inflated) -> nn.Module:
             module.deflate_()
             if deep is not None:
                 module.weight = flat.setdefault(deep, module.get_parameter("weight"))
-        forget_calls(module)
+        forget_calls(module, fold)
+        forget_inserts(module, fold)
     return net
-
-
-def pictures_like(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Make three different pictures `[3, c, h, w]` of the model's dtype, on its device, always the same ones."""
-    values = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, *shape, generator=generator).to(values)
-
-
-def input_shape_of(model2d: nn.Module) -> tuple[int, int, int]:
-    """Read `(c, h, w)` from timm's or Hugging Face's configuration of a model, else 3x224x224."""
-    timm_config = getattr(model2d, "pretrained_cfg", None) or getattr(model2d, "default_cfg", None) or {}
-    if timm_config.get("input_size"):
-        channels, height, width = timm_config["input_size"]
-        return int(getattr(model2d, "in_chans", channels)), int(height), int(width)
-    config = getattr(model2d, "config", None)
-    size = getattr(config, "image_size", None)
-    if isinstance(size, int):
-        return int(getattr(config, "num_channels", 3)), size, size
-    return 3, 224, 224
 
 
 def _check_branches_meet(model3d: Inflated) -> None:
     """Run a short clip through a plan that shortens time, so that branches of unequal length show now."""
     trial = copy.deepcopy(model3d).eval()
     # 17 frames leave two on a level that is 16 times shorter: one would go together with any number
-    length = 17 + sum(layer.time_kernel - 1 for layer in trial.plan if layer.padding == "valid")
+    length = 17 + trial.plan.frames_lost
     clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
     try:
         with torch.no_grad():

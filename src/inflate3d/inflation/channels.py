@@ -1,13 +1,11 @@
 """Other input channels: a 2D model for RGB becomes one for grey volumes, optical flow or anything else."""
 
-import copy
-
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.build import input_shape_of, pictures_like
 from inflate3d.inflation.kernels import adapt_channels
-from inflate3d.inflation.observe import observe
+from inflate3d.inflation.observe import copied, observe
+from inflate3d.inflation.pictures import input_shape_of, pictures_like
 
 
 def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | None = None) -> nn.Module:
@@ -45,7 +43,15 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
             got="none" if first is None else f"{first.path}: {first.layer}",
             fix="change the first layer yourself; inflate3d.inflation.kernels.adapt_channels does one weight",
         )
-    net = copy.deepcopy(model2d)
+    if "weight" not in first.layer._parameters:
+        raise InflateError(
+            "the weight is made of other parameters in every run",
+            where=f"with_input_channels, layer {first.path}",
+            expected="a weight that is a parameter",
+            got=", ".join(name for name, _ in first.layer.named_parameters()),
+            fix="remove what remakes it and put it back afterwards: remove_parametrizations, prune.remove",
+        )
+    net = copied(model2d)
     layer = net.get_submodule(first.path)
     assert isinstance(layer, nn.Conv2d)
     layer.weight = nn.Parameter(adapt_channels(layer.weight.detach(), channels), layer.weight.requires_grad)
@@ -56,4 +62,10 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
             setattr(net, name, {**config, "input_size": (channels, *config["input_size"][1:])})
     if hasattr(net, "in_chans"):
         setattr(net, "in_chans", channels)  # noqa: B010 - typed as a module otherwise
+    names = first.path.split(".")
+    parts = [net.get_submodule(".".join(names[:end])) for end in range(len(names))]
+    config = getattr(net, "config", None)
+    for part in (*parts, config, getattr(config, "vision_config", None)):
+        if getattr(part, "num_channels", None) == shape[0]:  # Hugging Face's models check their input against it
+            setattr(part, "num_channels", channels)  # noqa: B010
     return net

@@ -1,6 +1,5 @@
 """What a 3D model costs before it is run: parameters, arithmetic, activations, receptive field in time."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inflate3d.errors import InflateError
 from inflate3d.inflation.build import Inflated
+from inflate3d.inflation.observe import copied
 from inflate3d.inflation.plan import Plan
 
 
@@ -21,7 +21,8 @@ class Cost:
         parameters: Numbers that training would change.
         gmacs: Multiplications and additions, in billions.
         activation_megabytes: All outputs of layers together, in the dtype of the model: about what training keeps.
-        receptive_frames: At most so many frames have a say in one output; gates that see the whole clip not counted.
+        receptive_frames: At most so many frames have a say in one output; gates and non-local blocks, which see the
+            whole clip, are not counted.
     """
 
     parameters: int
@@ -52,7 +53,7 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
         >>> print(estimate_cost(inflate(model2d, example=torch.zeros(1, 3, 11, 13)), (3, 7, 110, 130)))
         0.0 M parameters, 0.0 GMAC, 4 MB of activations, 3 frames seen by one output
     """
-    ghost = copy.deepcopy(model3d).eval().to("meta")
+    ghost = copied(model3d, device="meta").eval()
     dtype = next((p.dtype for p in model3d.parameters() if p.is_floating_point()), torch.float32)
     activations = 0
 
@@ -61,9 +62,9 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
         if isinstance(output, Tensor):
             activations += output.numel() * output.element_size()
 
-    for module in ghost.net.modules():
+    for module in ghost.modules():
         if not any(module.children()):
-            module.register_forward_hook(count)
+            module.register_forward_hook(count, prepend=True)  # before what is inserted behind it changes its output
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
             ghost(torch.empty(1, *clip_shape, device="meta", dtype=dtype))
@@ -89,7 +90,7 @@ def receptive_frames(plan: Plan) -> int:
         11
     """
     frames, step = 1, 1
-    for layer in plan:
+    for layer in plan.steps:
         reach = 2 if layer.action == "shift" else layer.time_kernel - 1
         frames += reach * step
         step *= layer.time_stride

@@ -12,6 +12,9 @@ from inflate3d.inflation.plan import LayerPlan
 
 MAX_BACKWARDS = 64  # that are remembered: far more than run at a time
 
+OUTSIDE = -1  # torch's number of the backward pass where there is none
+Runs = dict[tuple[int, ...], set[int]]  # for each shape of frames, the numbers of clips that runs held
+
 
 class Fold:
     """What an Inflated tells its layers while it runs: the number of clips in the batch of frames.
@@ -30,16 +33,16 @@ class Fold:
         self._backward: dict[int, int] = {}  # by backward pass: the clips of the forward it has come to
 
     @property
-    def _stack(self) -> list[tuple[int, int]]:
+    def _stack(self) -> list[tuple[int, int, int]]:
         try:
-            stack: list[tuple[int, int]] = self._local.stack
+            stack: list[tuple[int, int, int]] = self._local.stack
         except AttributeError:
             stack = self._local.stack = []
         return stack
 
     @property
     def modes(self) -> list[Any]:
-        """The modes under which modules of this thread's run are running, innermost last."""
+        """The modes under which modules of this thread's run are running, innermost last; None for parts of such."""
         try:
             modes: list[Any] = self._local.modes
         except AttributeError:
@@ -48,11 +51,19 @@ class Fold:
 
     def push(self, num_clips: int, num_frames: int = 1) -> None:
         """Begin a run on so many clips of so many frames."""
-        self._stack.append((num_clips, num_frames))
+        self._stack.append((num_clips, num_frames, len(self.modes)))
 
     def pop(self) -> None:
-        """End the run that began last."""
-        self._stack.pop()
+        """End the run that began last, and with it the modes that an interrupt left open."""
+        *_, outer_modes = self._stack.pop()
+        while len(self.modes) > outer_modes:
+            self.close_mode()
+
+    def close_mode(self) -> None:
+        """Close the mode that was opened last."""
+        mode = self.modes.pop()
+        if mode is not None:
+            mode.__exit__(None, None, None)
 
     @property
     def num_clips(self) -> int | None:
@@ -80,10 +91,35 @@ class Fold:
 
         output.register_hook(remember)
 
-    @property
-    def num_clips_in_backward(self) -> int | None:
-        """Clips of the forward to which the backward pass of this thread has come, or None."""
-        return self._backward.get(_backward_pass())
+    def num_clips_in(self, rows: Tensor, runs: Runs, module: str) -> int:
+        """Find out how many clips a batch holds: of the run that is going on, or of the one that is being recomputed.
+
+        Args:
+            rows: The batch that a module was given.
+            runs: What the module's runs held; added to.
+            module: What to call it in an error.
+
+        Raises:
+            InflateError: No run is going on, and the runs before do not tell.
+        """
+        shape, running = tuple(rows.shape), self.num_clips
+        if running is not None:
+            if not torch.compiler.is_compiling():
+                runs.setdefault(shape, set()).add(running)
+            return running
+        known = runs.get(shape, set())
+        recomputed = self._backward.get(_backward_pass())
+        if recomputed in known:
+            return recomputed
+        if len(known) == 1:
+            return next(iter(known))
+        raise InflateError(
+            "a layer that looks through time was run on frames alone, and cannot know where clips begin",
+            where=module,
+            expected="clips [b, c, t, h, w], or a call through the Inflated: model.call(method, clip)",
+            got=f"frames {list(shape)}" + (f", which held {sorted(known)} clips before" if known else ""),
+            fix="call the Inflated, not its .net; or run the backward pass before a forward with another batch",
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
         return Fold(self.strides)
@@ -92,8 +128,13 @@ class Fold:
         return Fold, (self.strides,)
 
 
+def in_backward() -> bool:
+    """Whether a backward pass is going on in this thread, in which checkpoints run modules anew."""
+    return _backward_pass() != OUTSIDE
+
+
 def _backward_pass() -> int:
-    return int(torch._C._current_graph_task_id())  # -1 outside
+    return int(torch._C._current_graph_task_id())
 
 
 class Folded(nn.Module):
@@ -102,20 +143,21 @@ class Folded(nn.Module):
     Attributes:
         fold: The Fold of the Inflated it belongs to.
         plan: What the layer became.
-        runs: For each shape of frames, the numbers of clips that runs held: a checkpoint recomputes a layer when no
-            run is going on.
+        runs: What its runs held: a checkpoint recomputes a layer when no run is going on.
+        type2d: Its class in 2D.
     """
 
     fold: Fold
     plan: LayerPlan
-    runs: dict[tuple[int, ...], set[int]]
+    runs: Runs
+    type2d: type[nn.Module]
 
     @classmethod
     def take_over(cls, layer: nn.Module, plan: LayerPlan, fold: Fold) -> None:
         """Turn a 2D layer into one of this class, in place; names, hooks and attributes stay."""
-        layer.__class__ = cls
+        type2d, layer.__class__ = type(layer), cls
         assert isinstance(layer, cls)
-        layer.fold, layer.plan, layer.runs = fold, plan, {}
+        layer.fold, layer.plan, layer.runs, layer.type2d = fold, plan, {}, type2d
 
     def num_clips(self, frames: Tensor) -> int:
         """Find out how many clips a batch of frames holds.
@@ -123,25 +165,7 @@ class Folded(nn.Module):
         Raises:
             InflateError: No run is going on, and the runs before do not tell.
         """
-        running = self.fold.num_clips
-        shape = tuple(frames.shape)
-        if running is not None:
-            if not torch.compiler.is_compiling():
-                self.runs.setdefault(shape, set()).add(running)
-            return running
-        known = self.runs.get(shape, set())
-        recomputed = self.fold.num_clips_in_backward
-        if recomputed in known:
-            return recomputed
-        if len(known) == 1:
-            return next(iter(known))
-        raise InflateError(
-            "a layer that looks through time was run on frames alone, and cannot know where clips begin",
-            where=f"layer {self.plan.path or 'of the whole model'}",
-            expected="clips [b, c, t, h, w], or a call through the Inflated: model.call(method, clip)",
-            got=f"frames {list(shape)}" + (f", which held {sorted(known)} clips before" if known else ""),
-            fix="call the Inflated, not its .net; or run the backward pass before a forward with another batch",
-        )
+        return self.fold.num_clips_in(frames, self.runs, f"layer {self.plan.path or 'of the whole model'}")
 
     def unfold(self, frames: Tensor) -> Tensor:
         """Frames `[b*t*r, c, h, w]` to `[b*r, c, t, h, w]`; r is the batch factor of the plan. A view where r = 1."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.padding import pad_time, time_pads
+from inflate3d.inflation.padding import pad_space, pad_time, sides_of, time_pads
 from inflate3d.inflation.plan import TimePadding
 from inflate3d.inflation.profiles import Profile, check_count, is_random, phase_taps, profile_taps
 
@@ -119,8 +119,7 @@ class InflatedConv3d(nn.Conv3d):
         time_stride: int = 1,
         time_padding: TimePadding = "replicate",
     ) -> None:
-        # numbers on both sides, for padding="same" and "valid" too, in the order of F.pad
-        left, right, top, bottom = conv2d._reversed_padding_repeated_twice
+        left, _, top, _ = sides = sides_of(conv2d)
         kernel, stride, dilation = conv2d.kernel_size, conv2d.stride, conv2d.dilation
         super().__init__(
             conv2d.in_channels,
@@ -133,7 +132,7 @@ class InflatedConv3d(nn.Conv3d):
             padding_mode=conv2d.padding_mode,
             device="meta",  # no time is spent on random values
         )
-        self.time_padding, self.frame_padding = time_padding, (left, right, top, bottom)
+        self.time_padding, self.frame_padding = time_padding, sides
         center = time_kernel - 1 if time_padding == "causal" else None
         weight = inflate_weight(conv2d.weight, time_kernel, profile=profile, center=center, groups=conv2d.groups)
         self.weight = nn.Parameter(weight, conv2d.weight.requires_grad)
@@ -148,11 +147,7 @@ class InflatedConv3d(nn.Conv3d):
             InflateError: The clip has other axes or channels, no frames, or too few for `valid` padding.
         """
         self._check_clip(clip)
-        left, right, top, bottom = self.frame_padding
-        if self.padding_mode != "zeros" or (left, top) != (right, bottom):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            clip = F.pad(clip, (*self.frame_padding, 0, 0), mode=mode)
-            left = top = 0
+        clip, (top, left) = pad_space(clip, self.frame_padding, self.padding_mode)
         front, back = time_pads(clip.shape[2], self.kernel_size[0], stride=self.stride[0], padding=self.time_padding)
         clip = pad_time(clip, front, back, padding=self.time_padding)
         return F.conv3d(clip, self.weight, self.bias, self.stride, (0, top, left), self.dilation, self.groups)
@@ -281,7 +276,7 @@ def load_2d_into(
     places: dict[Kind, dict[str, str]] = {"inflated": {}, "copied": {}, "adapted": {}}
     skipped: dict[str, str] = {}
     for name2d, tensor in state2d.items():
-        name3d = _rename(name2d, names)
+        name3d = names(name2d) if callable(names) else (names or {}).get(name2d, name2d)
         layer = layers.get((name3d or "").rpartition(".")[0], model3d)
         reason = DROPPED if name3d is None else _misfit(tensor, targets.get(name3d), layer)
         if name3d in values:
@@ -292,23 +287,12 @@ def load_2d_into(
             kind, values[name3d] = _fit(tensor, targets[name3d], layer, profile)
             places[kind][name2d] = name3d
     report = LoadReport(**places, skipped_2d=skipped, missing_3d=tuple(name for name in targets if name not in values))
-    _check_gaps(report, allow, _strays(names, state2d))
+    # what is renamed and not there is a mistyped name, most likely
+    strays = [name2d for name2d in names if name2d not in state2d] if isinstance(names, Mapping) else []
+    _check_gaps(report, allow, [f"{name2d}: renamed, but not in the checkpoint" for name2d in strays])
     for name3d, value in values.items():
         targets[name3d].copy_(value)
     return report
-
-
-def _rename(name2d: str, names: Names | None) -> str | None:
-    if names is None:
-        return name2d
-    return names(name2d) if callable(names) else names.get(name2d, name2d)
-
-
-def _strays(names: Names | None, state2d: Mapping[str, Tensor]) -> list[str]:
-    """List what a mapping of names renames and the checkpoint does not hold: a mistyped name, most likely."""
-    if names is None or callable(names):
-        return []
-    return [f"{name2d}: renamed, but not in the checkpoint" for name2d in names if name2d not in state2d]
 
 
 def _kind(shape2d: torch.Size, shape3d: torch.Size, layer: nn.Module) -> Kind | None:

@@ -1,8 +1,8 @@
-"""Watch a 2D model at work: which layers run, in what order, on how many rows of the batch."""
+"""Watch a 2D model at work: which layers run and which functions are called, in what order, on how many rows."""
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +10,48 @@ from torch.utils import _pytree as pytree
 
 from inflate3d.errors import InflateError
 from inflate3d.inflation.adapters import Adapted, adapter_for
-from inflate3d.inflation.intercept import CalledPool, ListensForPools
+from inflate3d.inflation.filters import Filter
+from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.intercept import CALLS, Call, CalledBlur, CalledConv, HearsCalls
 
 # Rows of a picture may differ by rounding between batches of different sizes, not by more
 MIXING_TOLERANCE = 1e-3
+SPACE_ALONE = "it works in space alone"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Heard(nn.Module):
+    """What a plan has to know of the call of a function.
+
+    Attributes:
+        name: Of the function.
+        kernel_size: Height and width; None where the function has no kernel.
+        stride: Down and to the right.
+        adapter: What can give it time, or None.
+    """
+
+    def __init__(self, call: Call, adapter: type[Adapted] | None) -> None:
+        super().__init__()
+        self.name, self.adapter = call.name, adapter
+        weight = call.given("weight")
+        self.kernel_size = call.given("kernel_size") if weight is None else tuple(weight.shape[2:])
+        self.stride = call.given("stride") or (self.kernel_size if weight is None else 1)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer that ran.
+    """One layer that ran, or one function that was called.
 
     Attributes:
         path: Its name in the model.
-        layer: The layer itself.
-        adapter: The class that can take it over, or None.
+        layer: The layer itself; a `Heard` for a call.
+        adapter: The class that can give it time, or None.
         in_shape: Of its first input, batch first.
         out_shape: Of its output.
         batch_factor: Rows of its batch for each picture; 0 if its batch does not grow with the pictures.
         rows_inside: Whether these rows stand beside each other.
+        reason: Why it has to stay per frame; empty if nothing speaks against time.
     """
 
     path: str
@@ -37,6 +61,12 @@ class Seen:
     out_shape: tuple[int, ...]
     batch_factor: int
     rows_inside: bool
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the plan calls it: the name of its class or function."""
+        return self.layer.name if isinstance(self.layer, Heard) else type(self.layer).__name__
 
 
 def observe(model2d: nn.Module, example: Tensor) -> list[Seen]:
@@ -47,41 +77,61 @@ def observe(model2d: nn.Module, example: Tensor) -> list[Seen]:
         example: `[3, c, h, w]`.
 
     Raises:
-        InflateError: The model cannot be run on the pictures, or lets one picture change the answer to another.
+        InflateError: The model cannot be run on the pictures, lets one picture change the answer to another, or
+            holds compiled code.
     """
-    net = copy.deepcopy(model2d).eval()
+    _check_code_is_seen(model2d)
+    net = copied(model2d).eval()
     two, answer_two = _run(net, example[:2])
     three, answer_three = _run(net, example)
     _check_pictures_stay_apart(answer_two, answer_three, type(model2d).__name__)
     originals = dict(model2d.named_modules())
+    # of a layer that no adapter knows, the calls that it makes say more
+    told = {path.rpartition("#")[0] for path in two if "#" in path}
     return [
-        _seen(path, originals.get(path) or calls[0].layer, calls, three[path])
-        for path, calls in two.items()
-        if path in three
+        _seen(path, originals.get(path) or runs[0].layer, runs, three[path])
+        for path, runs in two.items()
+        if path in three and (path not in told or adapter_for(runs[0].layer))
     ]
 
 
-class _Call(NamedTuple):
+def copied(model: Model, *, device: str | None = None) -> Model:
+    """Copy a model, also one whose weights are remade by hooks (old weight norm, pruning), which torch refuses.
+
+    Args:
+        model: Left as it is.
+        device: "meta" copies shapes alone, and takes no memory.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in pytree.tree_leaves(list(vars(module).values())):  # LeViT keeps some in a dict
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        for value in (*module._parameters.values(), *module._buffers.values()):
+            if device is not None and value is not None:
+                empty = torch.empty_like(value, device=device, requires_grad=False)
+                memo[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)
+
+
+class _Run(NamedTuple):
     layer: nn.Module
     shape: tuple[int, ...]
     rows: Tensor | None  # the input itself, where the batch holds more than the pictures
     out_shape: tuple[int, ...]
-
-
-def _is_layer(module: nn.Module) -> bool:
-    # leaves, those with parts (gates) that an adapter takes over whole, and convolutions with parametrized weights
-    convolution = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    return adapter_for(type(module)) is not None or convolution or not any(module.children())
+    reason: str
 
 
 class _Watch:
-    """Writes down, by path, the layers that run and the pools that are called in between."""
+    """Writes down, by path, the layers that run and the functions that are called in between."""
 
     def __init__(self, net: nn.Module, num_pictures: int) -> None:
         self.paths = {module: path for path, module in net.named_modules()}
         self.num_pictures = num_pictures
-        self.running: list[tuple[nn.Module, list[int]]] = []  # with the number of pools called so far
-        self.calls: dict[str, list[_Call]] = {}
+        self.running: list[tuple[nn.Module, list[int]]] = []  # with the number of functions called so far
+        self.runs: dict[str, list[_Run]] = {}
+        self.learned, self.fixed = ({_memory(t) for t in ts} for ts in (net.parameters(), net.buffers()))
+        self.users: dict[int, str] = {}  # of learned weights: the first call that uses one
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.running.append((module, [0]))
@@ -89,29 +139,71 @@ class _Watch:
     def _ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.running.pop()
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
-        if _is_layer(module) and x is not None and isinstance(output, Tensor):
-            self._note(self.paths[module], module, x, output)
+        # leaves, and those with parts (gates, parametrized weights) that an adapter takes over whole
+        if x is None or (any(module.children()) and adapter_for(module) is None):
+            return
+        several = isinstance(output, tuple | list) and bool(output)
+        reasons = {
+            "an Inflated inside decides on it": self._inside_inflated(),
+            "it gives more than one tensor": several,
+            SPACE_ALONE: isinstance(module, nn.Upsample),
+        }
+        reason = next((why for why, holds in reasons.items() if holds), "")
+        self._note(self.paths[module], module, x, output[0] if several else output, reason)
 
-    def pools(self, pool: CalledPool, x: Tensor, result: Tensor) -> Tensor:
-        owner, count = self.running[-1]
-        if adapter_for(type(owner)) is None:  # a layer that pools is taken over whole
-            self._note(f"{self.paths[owner]}#{count[0]}", pool, x, result)
-        for _, outer in self.running:
-            outer[0] += 1
+    def _inside_inflated(self) -> bool:
+        return any(isinstance(vars(module).get("fold"), Fold) for module, _ in self.running)
+
+    def heard(self, call: Call) -> Any:
+        """Run a call and write it down, if it is no layer's own business."""
+        result = call.run(call.x)
+        owner, count = self.running[-1] if self.running else (nn.Identity(), [0])
+        number, count[0] = count[0], count[0] + 1
+        own = adapter_for(owner) or type(owner).__module__.startswith("torch.nn.modules.")
+        if own or self._inside_inflated():
+            return result  # a layer that calls a function is taken over whole
+        path, adapter, weight = f"{self.paths[owner]}#{number}", CALLS[call.function], call.given("weight")
+        if isinstance(weight, Tensor) and _memory(weight) in self.fixed and adapter is CalledConv:
+            adapter = CalledBlur
+        if isinstance(weight, Tensor) and _memory(weight) in self.learned:
+            self.users.setdefault(_memory(weight), path)
+        first = result[0] if isinstance(result, tuple) else result
+        self._note(path, Heard(call, adapter), call.x, first, "" if adapter else SPACE_ALONE)
         return result
 
-    def _note(self, path: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        rows = x.clone() if x.shape[0] != self.num_pictures else None
-        self.calls.setdefault(path, []).append(_Call(layer, tuple(x.shape), rows, tuple(output.shape)))
+    def _note(self, path: str, layer: nn.Module, x: Tensor, output: Any, reason: str) -> None:
+        if isinstance(output, Tensor):
+            rows = x.clone() if x.shape[0] != self.num_pictures else None
+            run = _Run(layer, tuple(x.shape), rows, tuple(output.shape), reason)
+            self.runs.setdefault(path, []).append(run)
+
+    def noted(self) -> dict[str, list[_Run]]:
+        """Give what was written down; a layer has to keep a weight that something uses as a 2D one."""
+        weights = {path: runs[0].layer._parameters.get("weight") for path, runs in self.runs.items()}
+        for path, weight in weights.items():
+            if weight is not None and issubclass(adapter_for(self.runs[path][0].layer) or nn.Module, Filter):
+                self.users.setdefault(_memory(weight), path)
+        for path, runs in self.runs.items():
+            weight = weights[path]
+            user = None if weight is None else self.users.get(_memory(weight))
+            if user not in (None, path):
+                self.runs[path] = [run._replace(reason=f"its weight is used by {user} too") for run in runs]
+        return self.runs
 
 
-def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Call]], Any]:
+def _memory(tensor: Tensor) -> int:
+    """Name the memory of a tensor; its views share it."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Run]], Any]:
     watch = _Watch(net, len(pictures))
     handles = [module.register_forward_pre_hook(watch._begins) for module in watch.paths]
     handles += [module.register_forward_hook(watch._ends, with_kwargs=True) for module in watch.paths]
     try:
-        with torch.no_grad(), ListensForPools(watch.pools):
-            return watch.calls, net(pictures)
+        with torch.no_grad(), HearsCalls(watch.heard):
+            answer = net(pictures)
+        return watch.noted(), answer
     except Exception as error:
         raise InflateError(
             "the 2D model cannot be run on a picture",
@@ -125,29 +217,43 @@ def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Call]], Any]
             handle.remove()
 
 
-def _seen(path: str, layer: nn.Module, two: list[_Call], three: list[_Call]) -> Seen:
+def _seen(path: str, layer: nn.Module, two: list[_Run], three: list[_Run]) -> Seen:
     factors = {_factor(a, b) for a, b in zip(two, three, strict=False)}
     if len(two) != len(three) or len(factors) != 1:
         factors = {0}  # it runs on something else each time: leave it alone
     factor = factors.pop()
     insides = {_rows_inside(a, b) for a, b in zip(two, three, strict=True)} if factor > 1 else {True}
     factor, inside = (factor, insides.pop()) if len(insides) == 1 else (0, True)
-    adapter = CalledPool if isinstance(layer, CalledPool) else adapter_for(type(layer))
-    return Seen(path, layer, adapter, two[0].shape, two[0].out_shape, factor, inside)
+    adapter = layer.adapter if isinstance(layer, Heard) else adapter_for(layer)
+    reason = next((call.reason for call in two if call.reason), "")
+    return Seen(path, layer, None if reason else adapter, two[0].shape, two[0].out_shape, factor, inside, reason)
 
 
-def _factor(two: _Call, three: _Call) -> int:
+def _factor(two: _Run, three: _Run) -> int:
     """Rows for each picture, from the runs on two and on three; 0 if the batch does not grow with the pictures."""
     factor = three.shape[0] - two.shape[0]
     return factor if factor > 0 and two.shape[0] == 2 * factor else 0
 
 
-def _rows_inside(two: _Call, three: _Call) -> bool:
+def _rows_inside(two: _Run, three: _Run) -> bool:
     """Tell rows that stand picture by picture (a a b b) from those that do not (a b a b)."""
     assert two.rows is not None
     assert three.rows is not None
     scale = two.rows.abs().max().clamp_min(1e-30)
     return bool((two.rows - three.rows[: len(two.rows)]).abs().max() <= MIXING_TOLERANCE * scale)
+
+
+def _check_code_is_seen(model2d: nn.Module) -> None:
+    parts = model2d.named_modules()
+    compiled = [path or "the model" for path, part in parts if isinstance(part, torch.jit.ScriptModule)]
+    if compiled:
+        raise InflateError(
+            "parts of the model were compiled by torch.jit, so that nobody can see what they call",
+            where="make_plan",
+            expected="modules in Python",
+            got=", ".join(compiled[:5]),
+            fix="build the model without torch.jit.script and torch.jit.trace (timm: scriptable=False)",
+        )
 
 
 def _check_pictures_stay_apart(two: Any, three: Any, model: str) -> None:
@@ -162,6 +268,8 @@ def _check_pictures_stay_apart(two: Any, three: Any, model: str) -> None:
         )
     for a, b in zip(*leaves, strict=True):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.ndim == 0 or b.shape[0] == a.shape[0]:
+            continue
+        if a.shape[1:] != b.shape[1:]:  # the batch shows in other axes too, which is refused with the outputs
             continue
         same = b[: a.shape[0]]
         scale = same.double().abs().max().clamp_min(1e-12)

@@ -1,8 +1,7 @@
 """What comes out of a 2D model, leaf by leaf, and how each leaf gets its time back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ Form = Literal["vector", "tokens", "map", "map-last", "other", "same"]
 FORMS: dict[Form, str] = {
     "vector": "[n, d] becomes [b, d], pooled over time, or [b, t, d] where time is not pooled",
     "tokens": "[n, l, d] becomes [b, t, l, d]",
-    "map": "[n, c, h, w] becomes [b, c, t, h, w]",
+    "map": "[n, c, h, w] becomes [b, c, t, h, w]; attention weights [n, heads, l, l] are taken for maps",
     "map-last": "[n, h, w, c] becomes [b, t, h, w, c]",
     "other": "[n, ...] becomes [b, t, ...]",
     "same": "does not grow with the batch and passes through",
@@ -57,23 +56,43 @@ def look_at_outputs(run: Callable[[Tensor], Any], pictures: Tensor) -> Outputs:
     Args:
         run: Maps pictures `[n, c, h, w]` to any nest of tuples, lists, dicts and the like.
         pictures: `[3, c, h, w]`.
+
+    Raises:
+        InflateError: The method fails on single pictures, or what comes out cannot be unfolded.
     """
-    leaves, structure = pytree.tree_flatten(run(pictures[:2]))
-    more, _ = pytree.tree_flatten(run(pictures))
+    leaves, structure = pytree.tree_flatten(_answer(run, pictures[:2]))
+    more, _ = pytree.tree_flatten(_answer(run, pictures))
     ratio = pictures.shape[2] / pictures.shape[3]
 
     forms = [_form(a, b, ratio) for a, b in zip(leaves, more, strict=True)]
     if None in forms:
         taller = _leaves_of_taller(run, pictures)
-        forms = [form or _form_by_height(a, b, ratio) for form, a, b in zip(forms, leaves, taller, strict=False)]
+        if len(taller) != len(leaves):
+            taller = leaves
+        forms = [form or _form_by_height(a, b, ratio) for form, a, b in zip(forms, leaves, taller, strict=True)]
     return Outputs(structure, tuple(form for form in forms if form))
 
 
-def _leaves_of_taller(run: Callable[[Tensor], Any], pictures: Tensor) -> Iterator[Any]:
+def _answer(run: Callable[[Tensor], Any], pictures: Tensor) -> Any:
     try:
-        return iter(pytree.tree_leaves(run(pictures[:2].repeat(1, 1, 2, 1))))
+        return run(pictures)
+    except InflateError:
+        raise
+    except Exception as error:
+        raise InflateError(
+            "the 2D method cannot be run on single pictures with these arguments",
+            where="Inflated",
+            expected="a method of pictures [n, c, h, w], and arguments that fit any n",
+            got=f"{type(error).__name__}: {error} (for {len(pictures)} pictures)",
+            fix="leave out what is as long as the batch, such as labels=: take the loss of what the model returns",
+        ) from error
+
+
+def _leaves_of_taller(run: Callable[[Tensor], Any], pictures: Tensor) -> list[Any]:
+    try:
+        return pytree.tree_leaves(run(pictures[:2].repeat(1, 1, 2, 1)))
     except Exception:  # a model for one size of pictures: its own shapes have to do
-        return repeat(None)
+        return []
 
 
 def _form(two: Any, three: Any, ratio: float) -> Form | None:
@@ -88,27 +107,28 @@ def _form(two: Any, three: Any, ratio: float) -> Form | None:
         raise _unclear(f"an output {list(two.shape)} for two pictures and {list(three.shape)} for three")
     if two.ndim == 4:
         first, last = _readings(two, ratio)
-        return "map" if first and not last else None
+        return "map" if (first and not last) or two[0].numel() == 1 else None
     forms: dict[int, Form] = {1: "vector", 2: "vector", 3: "tokens"}
     return forms.get(two.ndim, "other")
 
 
-def _readings(map2d: Tensor, ratio: float) -> tuple[bool, bool]:
-    """Whether a map has the ratio of the picture, up to a pixel, read as `[n, c, h, w]` and as `[n, h, w, c]`."""
+def _readings(map2d: Tensor, ratio: float, slack: float = 1) -> tuple[bool, bool]:
+    """Whether a map has the ratio of the picture, up to `slack` pixels, as `[n, c, h, w]` and as `[n, h, w, c]`."""
     _, a, b, c = map2d.shape
-    return abs(b - c * ratio) <= 1, abs(a - b * ratio) <= 1
+    return abs(b - c * ratio) <= slack, abs(a - b * ratio) <= slack
 
 
-def _form_by_height(two: Tensor, taller: Tensor | None, ratio: float) -> Form:
+def _form_by_height(two: Tensor, taller: Any, ratio: float) -> Form:
     """Tell the axes of a map by what grows when the picture does.
 
     Raises:
-        InflateError: The model takes pictures of one size only, and both readings of its map fit.
+        InflateError: Nothing grows, as in models for pictures of one size, and both readings of the map fit.
     """
-    if taller is not None:
+    if isinstance(taller, Tensor) and taller.ndim == two.ndim and taller.shape != two.shape:
         return "map-last" if taller.shape[1] > two.shape[1] else "map"
-    first, last = _readings(two, ratio)
-    if first and last and len(set(two.shape[1:])) == 1:
+    loosely, exactly = _readings(two, ratio), _readings(two, ratio, slack=0)
+    first, last = loosely if not all(loosely) else exactly
+    if first == last and any(loosely):
         raise InflateError(
             "it cannot be told where the channels of an output stand",
             where="Inflated",
@@ -116,7 +136,7 @@ def _form_by_height(two: Tensor, taller: Tensor | None, ratio: float) -> Form:
             got=f"a map {list(two.shape)}",
             fix="plan with a picture that is not square: example=torch.zeros(1, c, h, w)",
         )
-    return "map-last" if last and not first else "map"
+    return "map-last" if last else "map"
 
 
 def _unclear(got: str) -> InflateError:

@@ -1,9 +1,12 @@
-"""What stands before the first frame and behind the last one when a kernel looks past the ends of a clip."""
+"""What stands around a clip when a kernel looks past its ends: in time, and around each frame."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from inflate3d.inflation.plan import TimePadding
+
+Sides = tuple[int, int, int, int]  # pixels left, right, above and below, in the order of F.pad
 
 
 def time_pads(num_frames: int, kernel: int, *, stride: int = 1, padding: TimePadding = "replicate") -> tuple[int, int]:
@@ -36,3 +39,37 @@ def pad_time(clip: Tensor, front: int, back: int, *, padding: TimePadding = "rep
     if padding == "zeros":
         first, last = torch.zeros_like(first), torch.zeros_like(last)
     return torch.cat([first] * front + [clip] + [last] * back, dim=2)
+
+
+def sides_of(conv2d: nn.Conv2d) -> Sides:
+    """Count the pixels that a 2D convolution puts around a frame.
+
+    Example:
+        >>> sides_of(nn.Conv2d(3, 5, (3, 4), padding=(2, 1))), sides_of(nn.Conv2d(3, 5, (3, 4), padding="same"))
+        ((1, 1, 2, 2), (1, 2, 1, 1))
+    """
+    if conv2d.padding_mode != "zeros":  # torch's own layer goes by what its constructor was given
+        left, right, top, bottom = conv2d._reversed_padding_repeated_twice
+        return left, right, top, bottom
+    if conv2d.padding == "valid":
+        return 0, 0, 0, 0
+    if conv2d.padding == "same":
+        height, width = (d * (k - 1) for d, k in zip(conv2d.dilation, conv2d.kernel_size, strict=True))
+        return width // 2, width - width // 2, height // 2, height - height // 2
+    height, width = (int(pixels) for pixels in conv2d.padding)
+    return width, width, height, height
+
+
+def pad_space(x: Tensor, sides: Sides, mode: str = "zeros") -> tuple[Tensor, tuple[int, int]]:
+    """Pad frames `[n, c, h, w]` or those of `[b, c, t, h, w]`; what conv3d can do itself is handed on: top and left.
+
+    Example:
+        >>> clip = torch.zeros(1, 2, 3, 5, 7)
+        >>> pad_space(clip, (1, 1, 2, 2))[1], pad_space(clip, (1, 2, 1, 1))[0].shape
+        ((2, 1), torch.Size([1, 2, 3, 7, 10]))
+    """
+    left, right, top, bottom = sides
+    if mode == "zeros" and (left, top) == (right, bottom):
+        return x, (top, left)
+    time = (0, 0) * (x.ndim - 4)
+    return F.pad(x, (*sides, *time), mode="constant" if mode == "zeros" else mode), (0, 0)

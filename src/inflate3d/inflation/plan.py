@@ -1,6 +1,7 @@
 """The Plan: what every layer of a 2D network becomes in time; it prints, compares, and goes to JSON and back."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -12,6 +13,9 @@ VERSION = 1
 
 Action = Literal["inflate", "shift", "pool", "clip", "drop", "frame"]
 TimePadding = Literal["replicate", "zeros", "causal", "valid"]
+What = Literal["time_pool", "temporal_conv", "nonlocal"]
+Attention = Literal["softmax", "embedded_gaussian", "gaussian", "dot_product"]
+SubSample = Literal["before", "after", "none"]
 
 ACTIONS: dict[Action, str] = {
     "inflate": "a kernel over several frames",
@@ -20,6 +24,13 @@ ACTIONS: dict[Action, str] = {
     "clip": "sees the whole clip at once",
     "drop": "drops whole clips, not frames",
     "frame": "works on each frame alone",
+}
+
+# What can be inserted, and the paddings in time that it can have
+INSERTS: dict[What, tuple[TimePadding, ...]] = {
+    "time_pool": ("replicate", "causal", "valid"),  # what is repeated, or left out, changes no maximum; a zero would
+    "temporal_conv": ("replicate", "zeros", "causal"),  # it is added to its input, which keeps its length
+    "nonlocal": ("replicate",),  # it sees all frames, later ones too
 }
 
 
@@ -38,7 +49,7 @@ class LayerPlan:
         padding: What stands before the first and behind the last frame.
         batch_factor: Rows of the batch for each frame, where the 2D code merges something else into the batch.
         rows_inside: Whether these rows stand beside each other (frame by frame), or image by image.
-        kind: What the engine knows it as: "conv", "transposed", "pool", "gate", "drop", or nothing.
+        kind: What the engine knows it as: "conv", "transposed", "pool", "gate", "drop", an insert, or nothing.
         reason: Why the layer stays per frame, where that is not plain.
     """
 
@@ -78,8 +89,8 @@ class LayerPlan:
 
     @property
     def looks_through_time(self) -> bool:
-        """Whether it mixes neighbouring frames; a gate that sees the whole clip does not tell one from the other."""
-        return self.action == "shift" or self.time_kernel > 1
+        """Whether it mixes frames; a gate that sees the whole clip does not tell one from the other."""
+        return self.action == "shift" or self.time_kernel > 1 or self.kind == "nonlocal"
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,84 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Insert:
+    """What the 2D model has not: something run on the map `[n, c, h, w]` that one of its modules gives.
+
+    A still clip is answered as before: a maximum over equal frames is the frame, and what learns starts at zero.
+
+    Attributes:
+        after: The module's name; `make_plan` also takes a pattern, for several modules.
+        what: "time_pool": a maximum over frames; "temporal_conv": a convolution over frames, added to its input;
+            "nonlocal": a non-local block over all positions of the clip, added to its input.
+        time_kernel: Frames that a pool or convolution spans; 2 and 3 where not given.
+        time_stride: Frames from one output of a pool to the next; its kernel where not given.
+        padding: What stands before the first and behind the last frame; the preset's where not given.
+        attention: How a non-local block weighs positions: "embedded_gaussian" takes the softmax of the products of
+            theta and phi, "softmax" of these products over the root of their channels, "gaussian" of the products of
+            the map itself; "dot_product" divides the products by their number.
+        sub_sample: Where a non-local block takes the maximum over 2x2 pixels: "before" phi and g (the authors' code,
+            PySlowFast), "after" them (the paper, MMAction2), or nowhere ("none", GluonCV).
+        position: How many of the plan's layers run before it; planning counts them.
+
+    Source: Wang et al. 2018, Non-local Neural Networks, section 3 (blocks) and table 1 (pool after res2).
+
+    Example:
+        >>> Insert("layer1", "time_pool").layer.time_stride
+        2
+    """
+
+    after: str
+    what: What
+    time_kernel: int | None = None
+    time_stride: int | None = None
+    padding: TimePadding | None = None
+    attention: Attention = "softmax"
+    sub_sample: SubSample = "before"
+    position: int | None = None
+
+    def __post_init__(self) -> None:
+        what, kernel, stride, place = self.what, self.time_kernel, self.time_stride, self.position
+        paddings = INSERTS.get(what, get_args(TimePadding))
+        no_kernel, no_stride = what == "nonlocal", what != "time_pool"
+        faults = [
+            f"{name}={value!r} (allowed: {allowed})"
+            for name, value, allowed, fine in (
+                ("after", self.after, "the name of a module", isinstance(self.after, str) and self.after),
+                ("what", what, ", ".join(INSERTS), what in INSERTS),
+                ("time_kernel", kernel, _counts(no_kernel), kernel is None or (_is_count(kernel) and not no_kernel)),
+                ("time_stride", stride, _counts(no_stride), stride is None or (_is_count(stride) and not no_stride)),
+                ("padding", self.padding, ", ".join(paddings), self.padding in (None, *paddings)),
+                ("attention", self.attention, ", ".join(get_args(Attention)), self.attention in get_args(Attention)),
+                ("sub_sample", self.sub_sample, ", ".join(get_args(SubSample)), self.sub_sample in get_args(SubSample)),
+                ("position", place, "0 or more", place is None or place == 0 or _is_count(place)),
+            )
+            if not fine
+        ]
+        if faults:
+            raise InflateError(
+                "this cannot be inserted",
+                where=f"Insert({self.after!r}, {what!r})",
+                expected="allowed values; a non-local block sees all frames, so it has no kernel and cannot be causal",
+                got="; ".join(faults),
+                fix="leave out what this kind of insert has not, or insert another kind",
+            )
+
+    @property
+    def layer(self) -> LayerPlan:
+        """The layer that it becomes; its path is the name of its parameters in the state dict."""
+        name = "non_local" if self.what == "nonlocal" else self.what  # no word of Python: code is made from names
+        path, padding = f"inserts.{self.after}.{name}", self.padding or "replicate"
+        if self.what == "nonlocal":
+            return LayerPlan(path, "inserted", "clip", kind=self.what, reason=f"attention {self.attention}")
+        pool = self.what == "time_pool"
+        kernel = self.time_kernel or (2 if pool else 3)
+        stride = (self.time_stride or kernel) if pool else 1
+        return LayerPlan(
+            path, "inserted", "pool" if pool else "inflate", (1, 1), kernel, stride, "zero", padding, kind=self.what
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What every layer of a 2D model becomes, in the order in which they run.
 
@@ -109,6 +198,7 @@ class Plan:
         input_shape: `(c, h, w)` of the picture it was planned with.
         layers: All layers that could look through time, those that stay per frame included.
         version: Of the JSON form.
+        inserts: What is added to them, in the order in which it runs.
     """
 
     model: str
@@ -116,18 +206,38 @@ class Plan:
     input_shape: tuple[int, int, int]
     layers: tuple[LayerPlan, ...] = field(repr=False)
     version: int = VERSION
+    inserts: tuple[Insert, ...] = ()
 
     def __iter__(self) -> Iterator[LayerPlan]:
         return iter(self.layers)
 
     @property
+    def steps(self) -> tuple[LayerPlan, ...]:
+        """Layers and inserts in the order in which they run, each insert as the layer that it becomes."""
+        end = len(self.layers)
+        places: dict[int, list[LayerPlan]] = {}
+        for insert in self.inserts:
+            place = end if insert.position is None else min(insert.position, end)
+            places.setdefault(place, []).append(insert.layer)
+        return tuple(step for i in range(end + 1) for step in (*places.get(i, ()), *self.layers[i : i + 1]))
+
+    @property
     def looks_through_time(self) -> bool:
         """Whether any layer does."""
-        return any(layer.looks_through_time for layer in self.layers)
+        return any(layer.looks_through_time for layer in self.steps)
+
+    @property
+    def frames_lost(self) -> int:
+        """Frames of a clip that `valid` padding takes away, at most: as if all layers stood one after the other."""
+        lost, step = 0, 1
+        for layer in self.steps:
+            lost += (layer.time_kernel - 1) * step if layer.padding == "valid" else 0
+            step *= layer.time_stride
+        return lost
 
     def __str__(self) -> str:
         rows = [("layer", "is", "becomes", "kernel t x h x w", "stride t", "profile", "padding")]
-        for layer in self.layers:
+        for layer in self.steps:
             size = "x".join(map(str, (layer.time_kernel, *layer.kernel))) if layer.kernel else ""
             profile = layer.profile if isinstance(layer.profile, str) else "custom"
             timed = layer.action == "inflate"
@@ -144,16 +254,26 @@ class Plan:
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        through = sum(layer.looks_through_time for layer in self.layers)
-        head = f"{self.model}, preset {self.preset}: {through} of {len(self.layers)} layers look through time"
+        through = sum(layer.looks_through_time for layer in self.steps)
+        head = f"{self.model}, preset {self.preset}: {through} of {len(self.steps)} layers look through time"
         return "\n".join([head, *lines])
 
-    def differences(self, other: "Plan") -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
-        """Name the layers in which two plans differ, with what each says of them."""
-        mine = {layer.path: layer for layer in self.layers}
-        theirs = {layer.path: layer for layer in other.layers}
+    def differences(self, other: "Plan") -> dict[str, tuple[LayerPlan | Insert | None, LayerPlan | Insert | None]]:
+        """Name the layers and inserts in which two plans differ, with what each says of them."""
+        mine, theirs = self._by_name(), other._by_name()
         names = [*mine, *(name for name in theirs if name not in mine)]
-        return {name: (mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)}
+        none = (0, None)
+        pairs = {name: (mine.get(name, none), theirs.get(name, none)) for name in names}
+        return {name: (a[1], b[1]) for name, (a, b) in pairs.items() if a != b}
+
+    def _by_name(self) -> dict[str, tuple[int, LayerPlan | Insert]]:
+        """Layers and inserts by name; an insert with its number among those after one module: their order matters."""
+        named: dict[str, tuple[int, LayerPlan | Insert]] = {layer.path: (0, layer) for layer in self.layers}
+        counts: Counter[str] = Counter()
+        for insert in self.inserts:
+            counts[insert.after] += 1
+            named[insert.layer.path] = (counts[insert.after], insert)
+        return named
 
     def with_rules(self, rules: Mapping[str, Rule]) -> "Plan":
         """Change the layers that a pattern matches (`layer4.*`); the first pattern that matches a layer wins.
@@ -198,7 +318,8 @@ class Plan:
             if found["version"] != VERSION:
                 raise ValueError(f"version {found['version']}")
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in found["layers"])
-            return Plan(**_tuples({**found, "layers": layers}))
+            inserts = tuple(Insert(**insert) for insert in found.get("inserts", ()))
+            return Plan(**_tuples({**found, "layers": layers, "inserts": inserts}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InflateError(
                 "this is no plan",
@@ -207,6 +328,10 @@ class Plan:
                 got=f"{type(error).__name__}: {error}",
                 fix="make it anew with make_plan(model2d, preset)",
             ) from error
+
+
+def _counts(none: bool) -> str:
+    return "none" if none else "1 or more"
 
 
 def _is_count(value: object) -> bool:

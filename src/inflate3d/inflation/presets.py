@@ -7,7 +7,6 @@ from typing import NamedTuple
 from torch import nn
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.intercept import CalledPool
 from inflate3d.inflation.observe import Seen
 from inflate3d.inflation.plan import LayerPlan, TimePadding
 from inflate3d.inflation.profiles import Profile, profile_taps
@@ -197,7 +196,7 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
     kind, kernel = one.adapter.kind if one.adapter else None, kernel_of(one.layer)
     plan = LayerPlan(
         one.path,
-        "call of a pool" if isinstance(one.layer, CalledPool) else type(one.layer).__name__,
+        one.label,
         kernel=kernel,
         profile=profile if isinstance(profile, str) else "",
         padding=preset.padding,
@@ -223,6 +222,6 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
         return replace(plan, action="clip" if preset.context == "clip" else "frame")
     if kind == "drop":
         return replace(plan, action="drop")
-    if isinstance(one.layer, nn.Conv2d | nn.ConvTranspose2d):
-        return replace(plan, reason="of a type that no adapter knows")
-    return plan if kernel and max(kernel) > 1 else None
+    if kernel and max(kernel) > 1:
+        return replace(plan, reason=one.reason or "no adapter knows its type")
+    return replace(plan, reason=one.reason) if one.reason else None

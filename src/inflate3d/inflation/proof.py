@@ -1,6 +1,5 @@
 """The proof: on a still clip the 3D model answers as the 2D model does, and on a moving one it sees the motion."""
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from inflate3d.inflation.adapters import InflatedConv2d, WholeClip
-from inflate3d.inflation.build import Inflated, build, deflate, pictures_like
+from inflate3d.inflation.build import Inflated, build, deflate
+from inflate3d.inflation.motion import look, per_step
+from inflate3d.inflation.observe import copied
+from inflate3d.inflation.pictures import pictures_like
 
 EXACT = 1e-9  # relative, float64
 CASTING = 1e-5  # where the 2D code itself goes down to float32 on the way
@@ -49,12 +50,14 @@ class Proof:
         preset: Preset of the plan.
         layers_through_time: How many layers mix frames; where it is 0 the proof is trivial.
         checks: In the order in which they were made.
+        inserts: What the 3D model has and the 2D model has not, by the names of its parameters.
     """
 
     model: str
     preset: str
     layers_through_time: int
     checks: tuple[Check, ...]
+    inserts: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -66,6 +69,7 @@ class Proof:
             f"{self.model}, preset {self.preset}, {self.layers_through_time} layers look through time: "
             + ("PROVED" if self.holds else "NOT PROVED")
         ]
+        lines += ["  inserted: " + ", ".join(self.inserts)] if self.inserts else []
         for check in self.checks:
             mark = "holds" if check.holds else "FAILS"
             numbers = f": error {check.error:.1e}, allowed {check.limit:.0e}" if check.limit else ""
@@ -82,8 +86,7 @@ def prove(
 ) -> Proof:
     """Test that a 3D model lost nothing of the 2D model it was inflated from, and that it looks where its plan says.
 
-    Where it looks is not tested for plans with strides in time or `valid` padding: the certificate then has no such
-    lines.
+    What is inserted and learns has to be as it was at the start: zero.
 
     Args:
         model2d: The 2D model; left as it is.
@@ -99,14 +102,12 @@ def prove(
         True
     """
     shape = tuple(example.shape[1:]) if example is not None else model3d.plan.input_shape
-    flat, deep = copy.deepcopy(model2d).eval(), copy.deepcopy(model3d).eval()
-    flat64 = copy.deepcopy(flat).double()
+    flat, deep = copied(model2d).eval(), copied(model3d).eval()
+    flat64 = copied(flat).double()
     # kernels laid out in float32 are rounded: the law is tested on the same plan carried out in float64
     deep64 = build(deep.plan, flat64)
     pictures = pictures_like(flat, shape)[:2]
-    lost = sum(
-        layer.time_kernel - 1 for layer in deep.plan if layer.padding == "valid"
-    )  # frames that padding would give
+    lost = deep.plan.frames_lost
     lengths = [length + lost for length in lengths]
     checks = [
         still_float64(flat64, deep64, pictures.double(), lengths=lengths),
@@ -115,10 +116,11 @@ def prove(
         _deflates(flat, deep),
         _batch_norm_trains(flat64, deep64, pictures.double()) if not lost else None,
         _state_dict_returns(flat, deep, pictures) if not lost else None,
-        *(_looks_where_it_should(deep64, pictures.double()) if not lost else []),
+        *(Check(law, holds, 0.0, 0.0, where) for law, holds, where in look(deep64, pictures[:1].double())),
     ]
-    through = sum(layer.looks_through_time for layer in model3d.plan)
-    return Proof(model3d.plan.model, model3d.plan.preset, through, tuple(check for check in checks if check))
+    plan, made = model3d.plan, tuple(check for check in checks if check)
+    through = sum(layer.looks_through_time for layer in plan.steps)
+    return Proof(plan.model, plan.preset, through, made, tuple(insert.layer.path for insert in plan.inserts))
 
 
 def still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths: Sequence[int]) -> Check:
@@ -136,8 +138,8 @@ def still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths:
 def still_float32(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths: Sequence[int]) -> Check:
     """Test the first law alone, in float32: a still clip of each length, every frame. Both models are set to eval."""
     pictures = pictures.float()
-    flat, given = copy.deepcopy(flat).float().eval(), deep
-    deep = copy.deepcopy(deep).float().eval()
+    flat, given = copied(flat).float().eval(), deep
+    deep = copied(deep).float().eval()
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in given.parameters()):
         deep = build(deep.plan, flat)  # half precision rounds the very kernels when they are laid out
     with torch.no_grad():
@@ -164,7 +166,7 @@ def _pictures_stay_apart(flat: nn.Module, pictures: Tensor) -> Check:
 def _still_error(answer: Any, deep: Inflated, pictures: Tensor, length: int) -> float:
     """Compare every frame of the answer to a still clip with the answer to the picture."""
     clip = pictures.unsqueeze(2).repeat(1, 1, length, 1, 1)
-    with torch.no_grad(), _per_step(deep):
+    with torch.no_grad(), per_step(deep):
         answer3d = deep(clip)
     forms = deep.outputs_of("forward").forms
     errors = [0.0]
@@ -193,7 +195,7 @@ def _deflates(flat: nn.Module, deep: Inflated) -> Check | None:
 
 def _batch_norm_trains(flat: nn.Module, deep: Inflated, pictures: Tensor) -> Check | None:
     """With batch norm in training mode, outputs and running means agree; running variances up to n / (n - 1)."""
-    flat, deep = copy.deepcopy(flat), copy.deepcopy(deep)
+    flat, deep = copied(flat), copied(deep)
     norms = [(a, b) for a, b in zip(flat.modules(), deep.net.modules(), strict=True) if _has_statistics(a)]
     if not norms:
         return None
@@ -216,77 +218,13 @@ def _mean_error(a: nn.Module, b: nn.Module) -> float:
 
 def _state_dict_returns(flat: nn.Module, deep: Inflated, pictures: Tensor) -> Check:
     again = build(deep.plan, flat)
-    again.net.load_state_dict(deep.net.state_dict())
+    again.load_state_dict(deep.state_dict())
     clip = torch.stack([pictures, pictures.flip(-1), pictures.flip(-2)], dim=2)
     with torch.no_grad():
         error = max((_relative(a, b) for a, b in _pairs(deep(clip), again.eval()(clip))), default=0.0)
     names = list(deep.net.state_dict()) == list(flat.state_dict())
     where = "same names as in 2D" if names else "the names differ from those in 2D"
     return Check("the state dict restores the model", names and error <= SINGLE, error, SINGLE, where)
-
-
-def _looks_where_it_should(deep: Inflated, pictures: Tensor) -> list[Check]:
-    """Follow gradients from one frame of the answer back to the frames of a moving clip.
-
-    Without strides in time. Gates see each frame alone for this, and taps are random. With taps of the past alone
-    nothing may come from later frames, with taps of the future alone nothing from earlier ones.
-    """
-    if any(layer.time_stride > 1 or layer.action == "pool" for layer in deep.plan):
-        return []
-    shifted = any(layer.action == "shift" for layer in deep.plan)
-    causal = any(layer.padding == "causal" for layer in deep.plan)
-    mixes = deep.plan.looks_through_time
-    expected = {"all": (mixes, mixes and not causal)}  # whether earlier and later frames are seen
-    if not shifted:
-        expected |= {"past": (mixes, False), "future": (False, mixes and not causal)}
-    checks = []
-    for taps, wanted in expected.items():
-        seen = _frames_seen(_with_taps(deep, taps), pictures)
-        found = (any(seen[:MIDDLE]), any(seen[MIDDLE + 1 :]))
-        law = f"with taps of {taps if taps != 'all' else 'past and future'}, frames see " + (
-            " and ".join(name for name, sees in zip(("earlier", "later"), wanted, strict=True) if sees) or "no other"
-        )
-        checks.append(Check(law, found == wanted, 0.0, 0.0, f"frame {MIDDLE} of 5 sees {seen}"))
-    return checks
-
-
-MIDDLE = 2
-
-
-def _with_taps(deep: Inflated, which: str) -> Inflated:
-    trial = copy.deepcopy(deep).eval()
-    generator = torch.Generator().manual_seed(1)
-    for module in trial.modules():
-        if isinstance(module, WholeClip):
-            module.deflate_()
-        if isinstance(module, InflatedConv2d) and module.plan.action == "inflate":
-            kernel = module.plan.time_kernel
-            present = kernel - 1 if module.plan.padding == "causal" else (kernel - 1) // 2
-            taps = torch.rand(kernel, generator=generator) + 0.5
-            if which == "past":
-                taps[present + 1 :] = 0
-            if which == "future":
-                taps[:present] = 0
-            module.lay_out(taps.double())
-    for parameter in trial.parameters():
-        if parameter.is_floating_point() and not parameter.any():  # a head of zeros would hide everything
-            nn.init.normal_(parameter, std=0.1)
-    return trial
-
-
-def _frames_seen(deep: Inflated, pictures: Tensor) -> list[bool]:
-    frames = [pictures, pictures.flip(-1), pictures.flip(-2), pictures.flip(-1, -2), pictures * 0.5]
-    clip = torch.stack([frame[:1] for frame in frames], dim=2).requires_grad_()
-    with _per_step(deep), torch.enable_grad():
-        answer = deep(clip)
-        total = torch.zeros((), dtype=clip.dtype)
-        for leaf, form in zip(pytree.tree_leaves(answer), deep.outputs_of("forward").forms, strict=True):
-            if form != "same" and leaf.requires_grad:
-                total = total + leaf.select(2 if form == "map" else 1, MIDDLE).square().sum()
-    (gradient,) = torch.autograd.grad(total, clip, allow_unused=True) if total.requires_grad else (None,)
-    if gradient is None:
-        return [False] * len(frames)
-    return [bool(frame.any()) for frame in gradient.unbind(2)]
 
 
 def _first_difference(flat: nn.Module, deep: Inflated, pictures: Tensor, limit: float) -> str:
@@ -324,15 +262,6 @@ def _outputs_into(model: nn.Module, found: dict[str, list[Tensor]]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _per_step(deep: Inflated) -> Iterator[None]:
-    pool, deep.time_pool = deep.time_pool, "none"
-    try:
-        yield
-    finally:
-        deep.time_pool = pool
 
 
 class _FindsSingles(TorchFunctionMode):

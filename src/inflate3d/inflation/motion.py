@@ -1,0 +1,194 @@
+"""Where a 3D model looks: gradients of one step of its answer, followed back to the frames of a moving clip."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import gcd, prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from inflate3d.inflation.adapters import InflatedConv2d, WholeClip
+from inflate3d.inflation.build import Inflated
+from inflate3d.inflation.filters import Filter
+from inflate3d.inflation.fold import Folded
+from inflate3d.inflation.inserts import NonLocal, TemporalConv
+from inflate3d.inflation.intercept import beside
+from inflate3d.inflation.observe import copied
+from inflate3d.inflation.plan import LayerPlan, Plan
+
+PAST, FUTURE, POOLS = "taps of the past", "taps of the future", "pools over time"
+SHIFTS, BLOCKS = "shifted channels", "non-local blocks"
+SHORTEST = 5  # frames of a moving clip
+STEPS = 3  # at least, of every answer: one before and one after the middle
+
+
+class Sight(NamedTuple):
+    """What was claimed about where a model looks, whether it holds, and what was seen."""
+
+    law: str
+    holds: bool
+    where: str
+
+
+def look(deep: Inflated, picture: Tensor) -> list[Sight]:
+    """Test that steps of the answer see the frames they should, and no others.
+
+    With taps of the present alone, a step sees one frame: its own. Then one kind of looking through time after the
+    other is let in: with taps of the past nothing may come from later frames, with taps of the future nothing from
+    earlier ones. Gates see each frame alone for this, and taps are random.
+
+    Args:
+        deep: In float64, in eval mode; left as it is.
+        picture: `[1, c, h, w]`, for its size.
+    """
+    clip = _moving_clip(deep, picture)
+    num_frames = clip.shape[2]
+    own = frames_seen(_letting_in(deep, ""), clip)
+    alone = all(_is_own_frame(deep.plan, num_frames, length, frames) for length, frames in own.items())
+    where = "; ".join(f"step {(length - 1) // 2} of {length} sees {frames}" for length, frames in own.items())
+    sights = [Sight("with taps of the present alone, a step sees its own frame", alone, where or "it has no gradient")]
+    for kind, (back, ahead) in (_directions(deep.plan) if alone else {}).items():
+        seen = frames_seen(_letting_in(deep, kind), clip)
+        earlier = any(frame < own[length][0] for length, frames in seen.items() for frame in frames)
+        later = any(frame > own[length][0] for length, frames in seen.items() for frame in frames)
+        sees = " and ".join(name for name, wanted in (("earlier", back), ("later", ahead)) if wanted) or "no other"
+        where = f"of {num_frames} frames they see {sorted({frame for frames in seen.values() for frame in frames})}"
+        sights.append(Sight(f"with {kind}, steps see {sees} frames", (earlier, later) == (back, ahead), where))
+    return sights
+
+
+def frames_seen(deep: Inflated, clip: Tensor) -> dict[int, list[int]]:
+    """Find the frames on which middle steps of the answer depend, by the number of steps that an answer has."""
+    clip = clip.clone().requires_grad_()
+    totals: dict[int, Tensor] = {}
+    with per_step(deep), torch.enable_grad():
+        answer = deep(clip)
+        for leaf, form in zip(pytree.tree_leaves(answer), deep.outputs_of("forward").forms, strict=True):
+            if form != "same" and leaf.requires_grad:
+                axis = 2 if form == "map" else 1
+                length = leaf.shape[axis]
+                part = leaf.select(axis, (length - 1) // 2).square().sum()
+                totals[length] = totals[length] + part if length in totals else part
+    seen = {}
+    for length, total in totals.items():
+        (gradient,) = torch.autograd.grad(total, clip, retain_graph=True, allow_unused=True)
+        frames = [] if gradient is None else gradient.unbind(2)
+        seen[length] = [number for number, frame in enumerate(frames) if frame.any()]
+    return seen
+
+
+@contextmanager
+def per_step(deep: Inflated) -> Iterator[None]:
+    """Let vectors come out for each step."""
+    pool, deep.time_pool = deep.time_pool, "none"
+    try:
+        yield
+    finally:
+        deep.time_pool = pool
+
+
+def _directions(plan: Plan) -> dict[str, tuple[bool, bool]]:
+    """Tell, for each kind of looking through time in a plan, whether steps see earlier and later frames by it."""
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for layer in plan.steps:
+        causal = layer.padding == "causal"
+        present = layer.time_kernel - 1 if causal else (layer.time_kernel - 1) // 2
+        back, ahead = present > 0, present < layer.time_kernel - 1
+        if layer.action == "inflate" and layer.time_kernel > 1:
+            found.setdefault(PAST, []).append((back, False))
+            found.setdefault(FUTURE, []).append((False, ahead))
+        if layer.action == "pool" and layer.time_kernel > 1:
+            found.setdefault(POOLS, []).append((back, ahead))
+        if layer.action == "shift":
+            found.setdefault(SHIFTS, []).append((True, not causal))
+        if layer.kind == "nonlocal":
+            found.setdefault(BLOCKS, []).append((True, True))
+    return {kind: (any(one[0] for one in ways), any(one[1] for one in ways)) for kind, ways in found.items()}
+
+
+def _is_own_frame(plan: Plan, num_frames: int, length: int, frames: list[int]) -> bool:
+    """Whether the middle one of so many steps sees one frame alone, and the one that the strides lead to."""
+    if len(frames) != 1 or plan.frames_lost:  # `valid` padding moves the steps along
+        return len(frames) == 1
+    step = (length - 1) // 2
+    stride, rest = divmod(frames[0], step) if step else (1, frames[0])
+    fits = rest == 0 and stride > 0 and -(-num_frames // stride) == length
+    all_strides = prod(layer.time_stride for layer in plan.steps)
+    while fits and (common := gcd(stride, all_strides)) > 1:  # a layer that is used twice strides twice
+        stride //= common
+    return fits and stride == 1
+
+
+def _moving_clip(deep: Inflated, picture: Tensor) -> Tensor:
+    """Make a clip of random frames, so long that every answer has a step before and one after its middle."""
+    most = 2 * prod(layer.time_stride for layer in deep.plan.steps) + SHORTEST
+    generator = torch.Generator().manual_seed(0)
+    length = SHORTEST
+    while True:
+        shape = (1, picture.shape[1], length + deep.plan.frames_lost, *picture.shape[2:])
+        clip = torch.randn(shape, generator=generator).to(picture)
+        if length >= most or _fewest_steps(deep, clip) >= STEPS:
+            return clip
+        length = 2 * length - 1
+
+
+def _fewest_steps(deep: Inflated, clip: Tensor) -> int:
+    with per_step(deep), torch.no_grad():
+        leaves = pytree.tree_leaves(deep(clip))
+    forms = deep.outputs_of("forward").forms
+    lengths = [
+        leaf.shape[2 if form == "map" else 1] for leaf, form in zip(leaves, forms, strict=True) if form != "same"
+    ]
+    return min(lengths, default=STEPS)
+
+
+def _letting_in(deep: Inflated, kind: str) -> Inflated:
+    """Copy a model, with random taps; of what looks through time, only one kind still does."""
+    trial = copied(deep).eval().requires_grad_(False)  # gradients of the clip alone: half the memory
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trial.net.parameters():
+        if parameter.is_floating_point() and not parameter.any():  # a head of zeros would hide everything
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+    for part in [*trial.modules(), *beside(trial.net)]:
+        if isinstance(part, Folded):
+            _let_in(part, kind, generator)
+    return trial
+
+
+def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
+    plan = part.plan
+    if isinstance(part, WholeClip):
+        part.deflate_()
+    elif isinstance(part, NonLocal):
+        if kind == BLOCKS:
+            nn.init.ones_(part.bn.weight)
+    elif isinstance(part, TemporalConv):
+        taps = _random_taps(plan, kind, generator).to(part.conv.weight)
+        nn.init.normal_(part.conv.weight, std=0.1, generator=generator)
+        part.conv.weight.data = part.conv.weight.data[:, :, :1] * taps.view(-1, 1, 1)
+    elif plan.action == "shift" and kind != SHIFTS:
+        part.plan = replace(plan, action="frame")
+        if isinstance(part, InflatedConv2d):
+            part.plan = plan
+            part.deflate_()
+    elif plan.action == "inflate" and isinstance(part, InflatedConv2d | Filter):
+        part.lay_out(_random_taps(plan, kind, generator))
+    elif plan.action == "pool" and kind != POOLS:
+        part.plan = replace(plan, time_kernel=1)
+        if isinstance(part, Filter):
+            part.plan = plan
+            part.lay_out(_random_taps(plan, kind, generator))
+
+
+def _random_taps(plan: LayerPlan, kind: str, generator: torch.Generator) -> Tensor:
+    """Draw taps: of the present alone, or of the past or the future as well."""
+    present = plan.time_kernel - 1 if plan.padding == "causal" else (plan.time_kernel - 1) // 2
+    taps = torch.rand(plan.time_kernel, generator=generator).double() + 0.5
+    if kind != PAST:
+        taps[:present] = 0
+    if kind != FUTURE:
+        taps[present + 1 :] = 0
+    return taps

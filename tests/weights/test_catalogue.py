@@ -8,7 +8,7 @@ from inflate3d.errors import InflateError
 from inflate3d.models.zoo import MODELS
 from inflate3d.weights.catalogue import CATALOGUE, DEMO_CLIP, find_entry
 from inflate3d.weights.fetch import CONVERTERS
-from inflate3d.weights.labels import LABEL_SETS, read_labels
+from inflate3d.weights.labels import read_labels
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
@@ -37,23 +37,3 @@ def test_a_mistyped_name():
     with pytest.raises(InflateError, match="did you mean i3d-kinetics400") as caught:
         find_entry("i3d-kinetics")
     assert caught.value.expected == ", ".join(CATALOGUE)
-
-
-@pytest.mark.parametrize(("label_set", "count"), LABEL_SETS.items())
-def test_labels_are_whole(label_set, count):
-    labels = read_labels(label_set)
-    assert len(set(labels)) == len(labels) == count
-    assert all(label == label.strip() and label for label in labels)
-    assert list(labels) == sorted(labels)
-
-
-def test_labels_stand_in_deepminds_order():
-    # Source: kinetics-i3d data/label_map.txt; spot checks
-    labels = read_labels("kinetics-400")
-    assert [labels[i] for i in (0, 1, 399)] == ["abseiling", "air drumming", "zumba"]
-    assert labels[labels.index("playing cricket") - 1] == "playing controller"
-
-
-def test_a_mistyped_label_set():
-    with pytest.raises(InflateError, match="did you mean kinetics-400"):
-        read_labels("kinetics400")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from inflate3d.errors import InflateError
 from inflate3d.weights import catalogue, fetch, labels, names, package_file, store
 from inflate3d.weights.cache import demo_clip_path, weights_path
+from inflate3d.weights.containers import flatten
 
 MEMBER = "tiny-1.0/tiny.ckpt"
 
@@ -39,11 +40,13 @@ def tiny(tmp_path_factory):
         info = tarfile.TarInfo(MEMBER)
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
+    tensors = flatten(tree, "/")
+    found = names.as_dialect(tensors, "flax", "i3d")
     entry = dataclasses.replace(
         catalogue.CATALOGUE["i3d-kinetics400"],
         name="tiny",
         file=describe_file(path.name, path.read_bytes(), MEMBER, content),
-        tensors_sha256=store.tensors_sha256(names.flax_to_inflate3d(tree, num_classes=5, in_channels=2)),
+        tensors_sha256=store.tensors_sha256(names.convert(tensors, found, where="test").state),
         label_set="tiny-5",
         num_classes=5,
         in_channels=2,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inflate3d import ClipSpec, InceptionI3d, InflateError, load
+from inflate3d import ClipSpec, InceptionI3d, InflateError, InflateWarning, load
 from inflate3d.weights.card import Card
 from inflate3d.weights.store import CARD_KEY, save_weights
 
@@ -35,11 +35,12 @@ def test_weights_come_back_into_a_network_in_eval_mode(tmp_path, state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({BIAS: None}, rf"do not fit(.|\n)*the 344 tensors of i3d(.|\n)*{BIAS} is missing"),
-        ({"extra": torch.zeros(1)}, r"do not fit(.|\n)*extra is not of this network"),
-        ({BIAS: torch.zeros(6)}, rf"do not fit(.|\n)*{BIAS} is \[6\] torch.float32, not \[5\] torch.float32"),
-        ({BIAS: torch.zeros(5).half()}, rf"do not fit(.|\n)*{BIAS} is \[5\] torch.float16, not \[5\] torch.float32"),
-        ({BIAS: torch.zeros(5).double()}, rf"do not fit(.|\n)*{BIAS} is \[5\] torch.float64"),
+        ({BIAS: None}, rf"all tensors of i3d(.|\n)*1 missing:\n +{BIAS}"),
+        ({"extra": torch.zeros(1)}, r"1 unexpected:\n +extra: \[1\] float32"),
+        ({BIAS: torch.zeros(6)}, rf"another shape or type:\n +{BIAS}: \[6\] float32, wanted \[5\] float32"),
+        ({BIAS: torch.zeros(5).half()}, rf"another shape or type:\n +{BIAS}: \[5\] float16, wanted \[5\] float32"),
+        ({BIAS: torch.zeros(5).double()}, rf"another shape or type:\n +{BIAS}: \[5\] float64"),
+        ({"Conv3d_1a_7x7.batch_norm.num_batches_tracked": None}, r"1 missing:"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, state, change, message):
@@ -49,9 +50,30 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, state, change, message):
         load(tmp_path / "tiny.safetensors")
 
 
+def test_another_number_of_classes_gets_a_new_last_layer(tmp_path, state):
+    save_weights(state, CARD, tmp_path / "tiny.safetensors")
+    with pytest.warns(InflateWarning, match=r"a classifier for 7 classes(.|\n)*the file has 5 classes"):
+        model = load(tmp_path / "tiny.safetensors", num_classes=7)
+    assert (model.num_classes, model.clip_spec) == (7, SPEC)
+    same = [name for name, value in model.state_dict().items() if value.shape == state[name].shape]
+    assert len(same) == len(state) - 2
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in same)
+
+
+def test_batch_norm_as_others_have_it(tmp_path, state):
+    save_weights(state, CARD, tmp_path / "tiny.safetensors")
+    model = load(tmp_path / "tiny.safetensors", compat="video-features")
+    assert model.get_submodule("Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm").eps == 1e-5
+    assert model.clip_spec == dataclasses.replace(SPEC, min_frames=10)
+    card = dataclasses.replace(CARD, architecture="c3d")
+    save_weights(state, card, tmp_path / "tiny.safetensors")
+    with pytest.raises(InflateError, match="only I3D is made as other projects have it"):
+        load(tmp_path / "tiny.safetensors", compat="tats")
+
+
 def test_many_faults_are_counted(tmp_path):
     save_weights({"extra": torch.zeros(1)}, CARD, tmp_path / "tiny.safetensors")
-    with pytest.raises(InflateError, match=r"do not fit(.|\n)*and 337 more"):
+    with pytest.raises(InflateError, match=r"344 missing:(.|\n)*and 336 more(.|\n)*1 unexpected"):
         load(tmp_path / "tiny.safetensors")
 
 

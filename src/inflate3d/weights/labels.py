@@ -5,8 +5,12 @@ from importlib.resources import files
 
 from inflate3d.errors import InflateError, nearest_names
 
-# Name of the set and its number of classes. Source: kinetics-i3d data/label_map.txt (Apache-2.0).
-LABEL_SETS: dict[str, int] = {"kinetics-400": 400}
+# Name of the set and its number of classes, in the order and spelling of those who made it. Sources:
+# kinetics: kinetics-i3d data/label_map.txt and label_map_600.txt (Apache-2.0)
+# ucf-101: classInd.txt of the official splits (Soomro et al. 2012), numbered 1 to 101 there
+# hmdb-51: names of the archives of the data set (Kuehne et al. 2011), in the order of the alphabet
+# charades: Charades_v1_classes.txt (Sigurdsson et al. 2016), c000 to c156; a video has several of them
+LABEL_SETS: dict[str, int] = {"kinetics-400": 400, "kinetics-600": 600, "ucf-101": 101, "hmdb-51": 51, "charades": 157}
 
 
 @lru_cache

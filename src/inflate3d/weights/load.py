@@ -1,79 +1,328 @@
-"""`load`: a network with its weights, by name or from a file."""
+"""`load`: a network with its weights, by name or from a file, whoever wrote it."""
 
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, nearest_names
-from inflate3d.models.zoo import MODELS
+from inflate3d.errors import InflateError, InflateWarning, nearest_names
+from inflate3d.inflation.build import Inflated, deflate
+from inflate3d.inflation.kernels import load_2d_into
+from inflate3d.models.googlenet import Stream, i3d_from_googlenet, start_from_googlenet
+from inflate3d.models.inception import InceptionI3d
+from inflate3d.models.inputs import check_classes
+from inflate3d.models.resnet_i3d import Depth, resnet_i3d
+from inflate3d.models.zoo import MODELS, build_network
 from inflate3d.weights.catalogue import CATALOGUE
+from inflate3d.weights.checkpoint import Checkpoint, read_checkpoint
+from inflate3d.weights.containers import find_index
 from inflate3d.weights.fetch import fetched_path
-from inflate3d.weights.labels import read_labels
-from inflate3d.weights.store import read_card, read_weights
+from inflate3d.weights.labels import LABEL_SETS, read_labels
+from inflate3d.weights.names import Faults, misfit
+from inflate3d.weights.start import start_from_2d
+from inflate3d.weights.store import card_in, read_weights
+
+Compat = Literal["video-features", "videogpt", "tats", "cd-fvd"]
+# How other projects' I3D differs from DeepMind's. Source: their code; video_features models/i3d/i3d_src/i3d_net.py
+COMPAT: dict[Compat, dict[str, Any]] = {
+    "video-features": {"bn_eps": 1e-5, "padding": "static"},
+    "videogpt": {"bn_eps": 1e-5},
+    "tats": {"bn_eps": 1e-5},
+    "cd-fvd": {"bn_eps": 1e-5},
+}
+# Whose ResNet-I3D has which layout; Caffe2's files do not tell theirs, and a plain ResNet's could have any
+RESNET_LAYOUTS = {
+    "pyslowfast": "pyslowfast-8x8",
+    "pytorchvideo": "pyslowfast-8x8",
+    "mmaction2": "mmaction2-32x2",
+    "gluoncv": "gluoncv-32x2",
+}
 
 
-def load(name_or_file: str | Path) -> nn.Module:
+def load(
+    name_or_file: str | Path,
+    *,
+    num_classes: int | None = None,
+    compat: Compat | None = None,
+    label_set: str | None = None,
+    init: str | Path | None = None,
+    stream: Stream = "rgb",
+) -> nn.Module:
     """Build a network, fill it with its weights strictly, and set it to eval mode.
 
     Nothing is downloaded: `inflate3d weights fetch NAME` does that.
 
     Args:
-        name_or_file: A name that `inflate3d weights list` shows, or a `.safetensors` file that this package wrote.
+        name_or_file: A name that `inflate3d weights list` shows, or a file of weights: one that this package wrote, or
+            I3D of any dialect that docs/weights.md lists, a ResNet-I3D of PySlowFast, PyTorchVideo, MMAction2 or
+            GluonCV, or torchvision's GoogLeNet, which is inflated into I3D.
+        num_classes: Another number of classes than the weights have: the last layer is then new and random, and a
+            warning says so.
+        compat: Make I3D as another project has it, to get its numbers: "video-features", "videogpt", "tats", "cd-fvd".
+        label_set: Names of the classes, a key of `inflate3d.weights.labels.LABEL_SETS`; the file's own where None.
+        init: 2D weights that a network of the zoo starts from, to be trained, as in the paper:
+            `load("i3d", init="torchvision/googlenet")`. A file, or `torchvision/NAME` for what torchvision has
+            downloaded before.
+        stream: With `init`: "flow" for a network of one stream that looks at optical flow.
 
     Returns:
         The network, in channels-last memory, with `clip_spec` and `class_names`.
 
     Raises:
-        InflateError: The name is unknown, its weights are not fetched yet, or the file is not whole or not that of the
-            network that its card names.
+        InflateError: The name is unknown, its weights are not fetched yet, the file is not whole or not that of the
+            network that it names, or it is of a network that has to be built first (`load_checkpoint`).
     """
-    path = _find(name_or_file)
-    card = read_card(path)
-    if card.architecture not in MODELS:
+    _check_options(compat, label_set)
+    if (init is None and stream != "rgb") or (init is not None and compat):
         raise InflateError(
-            "the weights are for a network that this version does not have",
-            where=str(path),
-            expected=", ".join(MODELS),
-            got=card.architecture,
-            fix="update inflate3d",
+            "these options do not go together",
+            where="load",
+            expected="stream= with init=, and compat= without it",
+            got=f"{init=}, {stream=}, {compat=}",
+            fix="weights that are finished have their stream; InceptionI3d(bn_eps=, padding=) builds any variant",
         )
-    with torch.device("meta"):  # no time is spent on random values
-        model = MODELS[card.architecture](
-            num_classes=card.num_classes,
-            in_channels=card.in_channels,
-            class_names=read_labels(card.label_set) if card.label_set else None,
+    if init is not None:
+        return start_from_2d(
+            str(name_or_file), init, stream=stream, num_classes=num_classes, label_set=label_set
+        ).eval()
+    path = _find(name_or_file)
+    card = card_in(path)
+    if card is not None:
+        classes = num_classes or card.num_classes
+        labels = label_set or (card.label_set if classes == card.num_classes else None)
+        shape = (classes, card.in_channels)
+        model = _build(card.architecture, shape, labels, compat, on_meta=classes == card.num_classes, where=str(path))
+        _fill(model, read_weights(path), card.architecture, str(path), exact=True)
+        least = getattr(model.clip_spec, "min_frames", card.clip.min_frames) if compat else card.clip.min_frames
+        model.clip_spec = replace(card.clip, min_frames=least)  # type: ignore[assignment]  # nn.Module knows no others
+    else:
+        checkpoint = read_checkpoint(path)
+        model = _load_foreign(checkpoint, num_classes, label_set, compat)
+    for parameter in model.parameters():
+        if parameter.ndim == 5:  # Module.to() would do it to the kernels of 2D trunks as well, and fail
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model.eval()
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
+    """Fill a network that you built with a checkpoint of any dialect, strictly.
+
+    A 2D checkpoint is inflated on the way: as the plan of an `Inflated` says, or evenly over time. A last layer for
+    another number of classes stays as it is, and a warning says so.
+
+    Args:
+        model: The network; after an error it is as it was.
+        path: The file.
+
+    Returns:
+        What was in the file.
+
+    Raises:
+        InflateError: What `read_checkpoint` refuses, or tensors that do not fit the network; all are told together.
+
+    Example:
+        >>> import tempfile
+        >>> from torchvision.models import squeezenet1_1
+        >>> from inflate3d import inflate
+        >>> net2d = squeezenet1_1(num_classes=7).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(net2d.state_dict(), f"{folder}/net2d.pth")
+        ...     found = load_checkpoint(inflate(net2d, "i3d", example=torch.zeros(1, 3, 65, 67)), f"{folder}/net2d.pth")
+        >>> found.is_2d, found.dialect
+        (True, 'own names')
+    """
+    checkpoint = read_checkpoint(path)
+    where, name = str(checkpoint.path), checkpoint.architecture or type(model).__name__
+    inflated = next((part for part in model.modules() if isinstance(part, Inflated)), None)
+    if checkpoint.is_2d and inflated is not None:
+        flat = deflate(inflated)
+        _fill(flat, checkpoint.state, name, where)
+        inflated.load_2d_state_dict(flat.state_dict())
+    elif checkpoint.architecture == "googlenet" and any(isinstance(part, InceptionI3d) for part in model.modules()):
+        start_from_googlenet(model, checkpoint.state)
+        _warn(where, "the classifier", "it stays as it is in the network")
+    elif checkpoint.is_2d and any(value.ndim == 5 for value in model.state_dict().values()):
+        load_2d_into(model, checkpoint.state)
+    else:
+        starts = (
+            "",
+            checkpoint.prefix,
+            *(f"{path}." for path, part in model.named_modules() if part is inflated and path),
         )
-    state, wanted = read_weights(path), model.state_dict()
-    faults = [f"{name} is missing" for name in wanted.keys() - state.keys()]
-    faults += [f"{name} is not of this network" for name in state.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {list(state[name].shape)} {state[name].dtype}, not {list(wanted[name].shape)} {wanted[name].dtype}"
-        for name in wanted.keys() & state.keys()
-        if (state[name].shape, state[name].dtype) != (wanted[name].shape, wanted[name].dtype)
+        wanted = model.state_dict().keys()
+        states = [{f"{start}{key}": value for key, value in checkpoint.state.items()} for start in starts]
+        _fill(model, max(states, key=lambda state: len(state.keys() & wanted)), name, where)
+    return checkpoint
+
+
+def _load_foreign(
+    checkpoint: Checkpoint, num_classes: int | None, label_set: str | None, compat: Compat | None
+) -> nn.Module:
+    where = str(checkpoint.path)
+    if checkpoint.architecture == "googlenet" and compat is None:
+        inflated = i3d_from_googlenet(checkpoint.state, num_classes=num_classes)
+        inflated.class_names = read_labels(label_set) if label_set else None
+        check_classes(where, inflated.num_classes, inflated.in_channels, class_names=inflated.class_names)
+        return inflated
+    layout = RESNET_LAYOUTS.get(checkpoint.dialect)
+    if layout and checkpoint.architecture in ("resnet50", "resnet101") and not (checkpoint.is_2d or compat):
+        return _load_resnet(checkpoint, layout, num_classes, label_set)
+    if checkpoint.architecture != "i3d":
+        raise _build_it_first(checkpoint)
+    classes = num_classes or checkpoint.num_classes
+    if classes is None:
+        raise InflateError(
+            "the file has no classifier, and how many classes a new one has is not said",
+            where=where,
+            expected="num_classes=",
+            got="None",
+            fix="load(FILE, num_classes=400)",
+        )
+    is_whole = classes == checkpoint.num_classes
+    model = _build("i3d", (classes, checkpoint.in_channels or 3), label_set, compat, on_meta=is_whole, where=where)
+    _fill(model, checkpoint.state, "i3d", where)
+    return model
+
+
+def _load_resnet(checkpoint: Checkpoint, layout: str, num_classes: int | None, label_set: str | None) -> nn.Module:
+    where, classes = str(checkpoint.path), num_classes or checkpoint.num_classes or 400
+    names = read_labels(label_set) if label_set else None
+    depth: Depth = 101 if checkpoint.architecture == "resnet101" else 50
+    non_local = any(".non_local." in name for name in checkpoint.state)
+    model = resnet_i3d(layout, classes, depth=depth, non_local=non_local, class_names=names)
+    _fill(model, {f"inflated.{name}": tensor for name, tensor in checkpoint.state.items()}, layout, where)
+    return model
+
+
+def _build(
+    architecture: str,
+    shape: tuple[int, int],
+    label_set: str | None,
+    compat: Compat | None,
+    *,
+    on_meta: bool,
+    where: str,
+) -> nn.Module:
+    """Build a network for `(classes, channels)`; on meta no time is spent on random values."""
+    if architecture not in MODELS or (compat and architecture != "i3d"):
+        raise InflateError(
+            "the weights are for a network that this version does not have"
+            if compat is None
+            else "only I3D is made as other projects have it",
+            where=where,
+            expected=", ".join(MODELS) if compat is None else "i3d",
+            got=architecture,
+            fix="update inflate3d" if compat is None else "leave compat out",
+        )
+    network, (num_classes, in_channels) = MODELS[architecture], shape
+    labels = read_labels(label_set) if label_set else None
+    with torch.device("meta") if on_meta and not network.needs_values else nullcontext():
+        if compat:
+            return InceptionI3d(num_classes, in_channels, class_names=labels, **COMPAT[compat])
+        channels = in_channels if len(network.clips) == 1 else None
+        return build_network(architecture, num_classes, in_channels=channels, class_names=labels)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], network: str, where: str, *, exact: bool = False) -> None:
+    """Put tensors into a network; a last layer for another number of classes stays as it is.
+
+    Args:
+        model: On meta the tensors become its own, else their values are copied.
+        state: By the network's names.
+        network: For messages.
+        where: The file, for messages.
+        exact: Whether types must be equal, and shapes in every length of one.
+    """
+    wanted = model.state_dict()
+    faults, values, other_head = Faults(), dict[str, Tensor](), list[str]()
+    is_meta = any(value.is_meta for value in wanted.values())
+    head = [] if is_meta else _last_layer(wanted)
+    without_head = not any(name in state for name in head)
+    for name, target in wanted.items():
+        tensor = state.get(name)
+        if tensor is None and name in head and without_head:
+            other_head.append(name)
+        elif tensor is None:
+            faults.missing += [name] * (not name.endswith("num_batches_tracked") or exact)
+        elif tensor.shape == target.shape and (tensor.dtype == target.dtype or not exact):
+            values[name] = tensor
+        elif not exact and _without_ones(tensor) == _without_ones(target):
+            values[name] = tensor.reshape(target.shape)  # a kernel of one frame is 2D in an inflated network
+        elif name in head and tensor.shape[1:] == target.shape[1:] and tensor.dtype == target.dtype:
+            other_head.append(name)
+        else:
+            faults.wrong.append(f"{name}: {_describe(tensor)}, wanted {_describe(target)}")
+    faults.unexpected += [f"{name}: {_describe(state[name])}" for name in state if name not in wanted]
+    if faults:
+        raise misfit(faults, where, network)
+    model.load_state_dict({**{name: wanted[name] for name in other_head}, **values}, strict=False, assign=is_meta)
+    if other_head:
+        got = f"{state[other_head[0]].shape[0]} classes" if other_head[0] in state else "no classifier"
+        _warn(where, f"a classifier for {wanted[other_head[0]].shape[0]} classes", f"the file has {got}")
+
+
+def _last_layer(state: Mapping[str, Tensor]) -> list[str]:
+    """Name weight and bias of the last layer that has both: the classifier, in every network here."""
+    layers = [name.removesuffix("bias") for name in state if name.endswith("bias") and not name.startswith("inserts.")]
+    heads = [layer for layer in layers if f"{layer}weight" in state and state[f"{layer}weight"].ndim > 1]
+    return [f"{heads[-1]}weight", f"{heads[-1]}bias"] if heads else []
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [length for length in tensor.shape if length != 1]
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _warn(where: str, what: str, why: str) -> None:
+    message = f"{where}: {what} is not filled from the file and has to be trained: {why}"
+    warnings.warn(message, InflateWarning, stacklevel=4)
+
+
+def _check_options(compat: str | None, label_set: str | None) -> None:
+    faults = [
+        (f"there is no compat={value!r}" if value == compat else f"there is no label set {value!r}", value, known)
+        for value, known in ((compat, get_args(Compat)), (label_set, tuple(LABEL_SETS)))
+        if value is not None and value not in known
     ]
     if faults:
         raise InflateError(
-            "weights and network do not fit",
-            where=str(path),
-            expected=f"the {len(wanted)} tensors of {card.architecture}",
-            got="; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""),
-            fix="fetch or convert the weights anew with this version of inflate3d",
+            " and ".join(problem for problem, _, _ in faults),
+            where="load",
+            expected="; ".join(", ".join(known) for _, _, known in faults),
+            got=", ".join(repr(value) for _, value, _ in faults),
+            fix="; ".join(f"did you mean {nearest_names(value, known)}?" for _, value, known in faults),
         )
-    model.load_state_dict(state, strict=True, assign=True)
-    model.clip_spec = card.clip  # type: ignore[assignment]  # nn.Module knows tensors and modules only
-    return model.to(memory_format=torch.channels_last_3d).eval()
+
+
+def _build_it_first(checkpoint: Checkpoint) -> InflateError:
+    source = f"torchvision/{checkpoint.architecture}" if checkpoint.architecture else "timm/NAME"
+    model = f'inflate3d.inflate(find_2d_model("{source}"), "i3d")' if checkpoint.is_2d else "model"
+    return InflateError(
+        "the file is of a network that has to be built before it is loaded",
+        where=str(checkpoint.path),
+        expected="I3D, a ResNet-I3D whose project is known, torchvision's GoogLeNet, or a file that this package wrote",
+        got=f"{checkpoint.architecture or 'names that nobody knows'}, {'2D' if checkpoint.is_2d else '3D'} kernels",
+        fix=f'build it, then inflate3d.weights.load.load_checkpoint({model}, "{checkpoint.path.name}")',
+    )
 
 
 def _find(name_or_file: str | Path) -> Path:
     if str(name_or_file) in CATALOGUE:
         return fetched_path(str(name_or_file))
-    if Path(name_or_file).is_file():
-        return Path(name_or_file)
+    if (path := find_index(Path(name_or_file))).is_file():
+        return path
     raise InflateError(
         "there is neither a network nor a file of that name",
         where="load",
-        expected=", ".join(CATALOGUE) + ", or a .safetensors file",
+        expected=", ".join(CATALOGUE) + ", or a file of weights",
         got=repr(str(name_or_file)),
         fix=f"did you mean {nearest_names(str(name_or_file), CATALOGUE)}?",
     )

@@ -1,15 +1,7 @@
-"""Read a pickle of nested dicts of numpy arrays without running anything that the file asks for.
+"""Read a pickle of nested dicts of numpy arrays without running anything that the file asks for: Flax, Caffe2."""
 
-Python's own unpickler, even with its imports restricted, can be made to take all memory (memo indices, bytearrays) or
-to crash (hashing deeply nested keys). So the instructions are read as data, from the standard library's list of them;
-this file carries out the few that arrays in dicts need, and refuses all others. Pickle protocols 2 to 4 as numpy
-writes them, under Python 2 as well.
-"""
-
+import io
 import math
-import pickletools
-import reprlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,170 +10,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflate3d.errors import InflateError
+from inflate3d.weights.pickle_machine import DAMAGED_PICKLE, Call, Names, run_pickle, short
+from inflate3d.weights.stored import ContentError, is_shape
 
 ArrayTree = dict[str, Any]
-"""Nested dicts with text keys whose leaves are arrays, text, whole numbers, bytes, booleans or None."""
+"""Nested dicts with text keys whose leaves are arrays, or plain values beside them."""
 
 GIBIBYTE = 2**30
-MAX_INSTRUCTIONS = 1_000_000  # the 230 arrays of I3D take 7,000
 MAX_DEPTH = 32
-MAX_AXES = 32  # of an array, numpy's own limit for long
+MAX_NODES = 200_000  # of a tree; sharing makes a small file as large as it likes
 
 DTYPES = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")
 
-_SHORT = reprlib.Repr()  # what a file holds may be nested without end, and so would its plain repr be
-_SHORT.maxlevel = 2
 
+@dataclass
+class _Budget:
+    """How many bytes arrays may still take: one run of bytes in a file may serve many, each of which is a copy."""
 
-class _ContentError(Exception):
-    """What a file holds that no file of arrays does: the problem, and what was found."""
+    left: int
 
-    def __init__(self, problem: str, got: str) -> None:
-        super().__init__(problem)
-        self.problem, self.got = problem, got
-
-
-@dataclass(frozen=True)
-class _Global:
-    """The name of something that the file wants imported; it never is."""
-
-    name: str
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ContentError("the arrays take more memory than allowed", f"{-self.left:,} bytes too many")
 
 
 @dataclass(repr=False)
 class _Dtype:
     """Stands in for numpy.dtype."""
 
-    args: tuple[Any, ...]
+    code: Any
     value: np.dtype[Any] | None = None
 
-    def build(self, state: tuple[Any, ...], _max_bytes: int) -> None:
-        code, order, plain = self.args[0], state[1], all(part is None for part in state[2:5])
-        if code not in DTYPES or order not in ("<", ">", "|") or not plain:
-            raise _ContentError(
+    def build(self, state: tuple[Any, ...]) -> None:
+        order, plain = state[1], all(part is None for part in state[2:5])
+        if self.code not in DTYPES or order not in ("<", ">", "|") or not plain:
+            raise ContentError(
                 "an array is of a type that weights are not",
-                f"dtype {_SHORT.repr(code)}, byte order {_SHORT.repr(order)}",
+                f"dtype {short(self.code)}, byte order {short(order)}",
             )
-        self.value = np.dtype(code).newbyteorder(order)
+        self.value = np.dtype(self.code).newbyteorder(order)
 
 
 @dataclass(repr=False)
 class _Array:
     """Stands in for numpy's empty array, which the file then fills."""
 
-    args: tuple[Any, ...]
-    value: NDArray[Any] | None = None
+    budget: _Budget
+    value: NDArray[Any] | None = field(default=None)
 
-    def build(self, state: tuple[Any, ...], max_bytes: int) -> None:
+    def build(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, fortran, data = state
-        data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
-        if not isinstance(dtype, _Dtype) or dtype.value is None or not isinstance(data, bytes):
-            raise _ContentError("an array is not described as numpy describes arrays", _SHORT.repr(state))
-        if not _is_shape(shape, max_bytes) or math.prod(shape) * dtype.value.itemsize != len(data):
-            raise _ContentError(
-                "an array's shape and bytes disagree", f"shape {_SHORT.repr(shape)}, {len(data):,} bytes"
-            )
-        values = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
-        self.value = values.astype(dtype.value.newbyteorder("="), order="C")
+        if self.value is not None:
+            raise ContentError("the file changes an array that it has filled", short(shape))
+        self.value = _fill(shape, dtype, data, fortran=bool(fortran), budget=self.budget)
 
 
-def _is_shape(shape: object, max_bytes: int) -> bool:
-    # each length is bounded before any product is taken: a product of huge numbers would itself take all the time
-    if not isinstance(shape, tuple) or len(shape) > MAX_AXES:
-        return False
-    return all(type(length) is int and 0 <= length <= max_bytes for length in shape)
+def _fill(shape: Any, dtype: Any, data: Any, *, fortran: bool, budget: _Budget) -> NDArray[Any]:
+    data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
+    if not isinstance(dtype, _Dtype) or dtype.value is None or not isinstance(data, bytes):
+        raise ContentError("an array is not described as numpy describes arrays", short((shape, dtype)))
+    if not is_shape(shape) or math.prod(shape) * dtype.value.itemsize != len(data):
+        raise ContentError("an array's shape and bytes disagree", f"shape {short(shape)}, {len(data):,} bytes")
+    budget.take(len(data))
+    values = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
+    return values.astype(dtype.value.newbyteorder("="), order="C")
 
 
-STAND_INS: dict[str, type[_Array] | type[_Dtype] | None] = {
-    "numpy.core.multiarray._reconstruct": _Array,
-    "numpy._core.multiarray._reconstruct": _Array,  # numpy 2
-    "numpy.dtype": _Dtype,
-    "numpy.ndarray": None,  # named as an argument, never called
-}
+def _make_dtype(args: tuple[Any, ...]) -> _Dtype:
+    return _Dtype(args[0])
 
 
-@dataclass
-class _Machine:
-    """The unpickler's stack machine: a stack, marks on it, and a memo."""
-
-    max_bytes: int
-    stack: list[Any] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-    array_bytes: int = 0
-
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def take(self, count: int) -> list[Any]:
-        """Take the last `count` values off the stack, in the order in which they were put there."""
-        start = len(self.stack) - count
-        if start < 0:
-            raise IndexError("the stack holds too few values")
-        taken = self.stack[start:]
-        del self.stack[start:]
-        return taken
-
-    def take_to_mark(self) -> list[Any]:
-        return self.take(len(self.stack) - self.marks.pop())
-
-    def name(self, name: str) -> None:
-        if name not in STAND_INS:
-            raise _ContentError("the file wants to run code", name)
-        self.push(_Global(name))
-
-    def call(self) -> None:
-        function, args = self.take(2)
-        stand_in = STAND_INS[function.name] if isinstance(function, _Global) else None
-        if stand_in is None or not isinstance(args, tuple):
-            raise _ContentError("the file calls something that is no array", _SHORT.repr(function))
-        self.push(stand_in(args))
-
-    def build(self) -> None:
-        target, state = self.take(2)
-        if not isinstance(target, _Array | _Dtype) or target.value is not None or not isinstance(state, tuple):
-            raise _ContentError("the file changes something that is no array", _SHORT.repr(target))
-        target.build(state, self.max_bytes)
-        # one run of bytes may serve many arrays, each of which becomes a copy
-        self.array_bytes += target.value.nbytes if isinstance(target, _Array) and target.value is not None else 0
-        if self.array_bytes > self.max_bytes:
-            raise _ContentError("the arrays take more memory than allowed", f"more than {self.max_bytes:,} bytes")
-        self.push(target)
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
-            raise _ContentError("a dict has keys that are not text", _SHORT.repr(items[:1]))
-        target.update(zip(items[::2], items[1::2], strict=True))
+def _to_bytes(args: tuple[Any, ...], budget: _Budget) -> bytes:
+    """Turn text back into bytes, which Python 3 writes as text where it writes for Python 2."""
+    text, encoding = args
+    if encoding != "latin1" or not isinstance(text, str):
+        raise ContentError("the file encodes something else than bytes", short(encoding))
+    budget.take(len(text))
+    return text.encode("latin-1")
 
 
-# What each instruction does; the standard library's pickletools documents them
-INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, value: None),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), lambda machine, value: machine.push(value)),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), lambda machine, value: machine.push(value)),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), lambda machine, value: machine.push(value)),
-    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), lambda machine, value: machine.push(value)),  # Python 2
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.take_to_mark())),
-    "TUPLE1": lambda machine, _: machine.push(tuple(machine.take(1))),
-    "TUPLE2": lambda machine, _: machine.push(tuple(machine.take(2))),
-    "TUPLE3": lambda machine, _: machine.push(tuple(machine.take(3))),
-    "SETITEM": lambda machine, _: machine.set_items(machine.take(2)),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.take_to_mark()),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.memo.update({index: machine.stack[-1]})),
-    "MEMOIZE": lambda machine, _: machine.memo.update({len(machine.memo): machine.stack[-1]}),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])),
-    "GLOBAL": lambda machine, name: machine.name(name.replace(" ", ".")),
-    "STACK_GLOBAL": lambda machine, _: machine.name(".".join(machine.take(2))),
-    "REDUCE": lambda machine, _: machine.call(),
-    "BUILD": lambda machine, _: machine.build(),
-}
+def numpy_calls(max_bytes: int) -> dict[str, Call | None]:
+    """Say what the names of numpy in a pickle stand for; all its arrays take at most `max_bytes`.
+
+    Example:
+        >>> sorted(numpy_calls(10))[:2]
+        ['_codecs.encode', 'numpy._core.multiarray._reconstruct']
+    """
+    budget = _Budget(max_bytes)
+    calls: dict[str, Call | None] = {
+        "numpy.dtype": _make_dtype,
+        "numpy.ndarray": None,
+        "_codecs.encode": lambda args: _to_bytes(args, budget),
+    }
+    for core in ("numpy.core", "numpy._core"):  # numpy 2 has moved it
+        calls[f"{core}.multiarray._reconstruct"] = lambda args: _Array(budget)
+        calls[f"{core}.multiarray.scalar"] = lambda args: _fill((), *args, fortran=False, budget=budget)
+    return calls
 
 
 def read_array_pickle(source: Path | bytes, *, max_bytes: int = GIBIBYTE) -> ArrayTree:
@@ -195,7 +120,7 @@ def read_array_pickle(source: Path | bytes, *, max_bytes: int = GIBIBYTE) -> Arr
 
     Raises:
         InflateError: The file cannot be read, is larger than `max_bytes`, is no pickle, is cut short, wants to run
-            code, or holds anything but text-keyed dicts of arrays and plain values.
+            code, or holds anything but dicts of arrays and plain values.
 
     Example:
         >>> import pickle
@@ -206,13 +131,18 @@ def read_array_pickle(source: Path | bytes, *, max_bytes: int = GIBIBYTE) -> Arr
     try:
         data = source if isinstance(source, bytes) else _read_bounded(source, max_bytes)
         if len(data) > max_bytes:
-            raise _ContentError("the file is too large", f"more than {max_bytes:,} bytes")
-        tree: ArrayTree = _tree(_run(data, max_bytes), depth=0, seen=set())
-        return tree
-    except _ContentError as refused:
+            raise ContentError("the file is too large", f"more than {max_bytes:,} bytes")
+        file = io.BytesIO(data)
+        tree = run_pickle(file, Names(numpy_calls(max_bytes)))
+        if file.tell() != len(data):
+            raise ContentError("the pickle goes on after its end", f"{len(data) - file.tell():,} more bytes")
+        if not isinstance(tree, dict):
+            raise ContentError("the pickle holds more than arrays in dicts", short(tree))
+        plain: ArrayTree = plain_tree(tree)
+        return plain
+    except ContentError as refused:
         problem, got, cause = refused.problem, refused.got, None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError) as error:
-        # what pickletools and the machine raise for a file that is cut short or was never a pickle
+    except DAMAGED_PICKLE as error:
         problem, got, cause = "the file is damaged or no pickle", f"{type(error).__name__}: {error!s:.200}", error
     raise InflateError(
         problem,
@@ -228,30 +158,25 @@ def _read_bounded(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes + 1)
 
 
-def _run(data: bytes, max_bytes: int) -> object:
-    machine, end = _Machine(max_bytes), 0
-    for count, (instruction, value, position) in enumerate(pickletools.genops(data)):
-        if count >= MAX_INSTRUCTIONS:
-            raise _ContentError("the pickle is too long", f"more than {MAX_INSTRUCTIONS:,} instructions")
-        if instruction.name not in INSTRUCTIONS:
-            found = f"{instruction.name} {'' if value is None else _SHORT.repr(value)}"
-            raise _ContentError("the pickle holds more than arrays in dicts", found.strip())
-        INSTRUCTIONS[instruction.name](machine, value)
-        end = (position or 0) + 1
-    if len(machine.stack) != 1 or machine.marks or end != len(data):
-        raise _ContentError("the pickle goes on after its end", f"{len(data) - end:,} more bytes")
-    return machine.stack.pop()
+def plain_tree(value: Any) -> Any:
+    """Replace the stand-ins in nested dicts by their arrays; lists and objects become None, plain values stay.
 
+    Raises:
+        ContentError: A dict stands in itself, they are nested too deep, or they are too many.
+    """
+    nodes = 0
 
-def _tree(value: object, depth: int, seen: set[int]) -> Any:
-    """Replace the stand-ins by their arrays; each dict is visited once, so that nothing grows by being shared."""
-    if depth and isinstance(value, _Array) and value.value is not None:
-        return value.value
-    if isinstance(value, dict):
-        if depth == MAX_DEPTH or id(value) in seen:
-            raise _ContentError("the dicts are no tree", f"one in itself, at two places, or deeper than {MAX_DEPTH}")
-        seen.add(id(value))
-        return {key: _tree(item, depth + 1, seen) for key, item in value.items()}
-    if depth and (value is None or isinstance(value, str | int | bytes)):
-        return value
-    raise _ContentError("the pickle holds more than arrays in dicts", _SHORT.repr(value))
+    def visit(value: Any, depth: int) -> Any:
+        nonlocal nodes
+        nodes += 1
+        if depth > MAX_DEPTH or nodes > MAX_NODES:
+            raise ContentError("the dicts are no tree", f"one in itself, deeper than {MAX_DEPTH}, or too many")
+        if isinstance(value, _Array):
+            if value.value is None:
+                raise ContentError("an array is not described as numpy describes arrays", "one without values")
+            return value.value
+        if isinstance(value, dict):
+            return {str(key): visit(item, depth + 1) for key, item in value.items()}
+        return value if value is None or isinstance(value, str | int | float | bytes | np.ndarray) else None
+
+    return visit(value, 0)

@@ -15,7 +15,7 @@ from inflate3d.errors import InflateError
 from inflate3d.weights.cache import weights_path
 from inflate3d.weights.card import Card
 
-__all__ = ["read_card", "read_weights", "save_weights", "tensors_sha256", "weights_path"]
+__all__ = ["card_in", "read_card", "read_weights", "save_weights", "tensors_sha256", "weights_path"]
 
 CARD_KEY = "inflate3d.card"
 
@@ -81,6 +81,20 @@ def read_card(path: Path) -> Card:
             fix="use a file that inflate3d wrote; save_weights(state, card, path) writes one",
         )
     return Card.from_json(metadata[CARD_KEY], where=str(path))
+
+
+def card_in(path: Path) -> Card | None:
+    """Read the card of a file if it has one; None for every other file, whatever it is.
+
+    Raises:
+        InflateError: There is a card and it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None
+    return Card.from_json(metadata[CARD_KEY], where=str(path)) if CARD_KEY in metadata else None
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

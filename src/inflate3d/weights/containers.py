@@ -1,0 +1,235 @@
+"""Open a file of tensors, whatever wrote it; what it is, its first and last bytes tell, never its name."""
+
+import io
+import mmap
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from inflate3d.errors import InflateError
+from inflate3d.weights.pickle_arrays import numpy_calls, plain_tree
+from inflate3d.weights.pickle_machine import DAMAGED_PICKLE, Names, run_pickle
+from inflate3d.weights.stored import ContentError, Stored, is_shape
+from inflate3d.weights.tf_bundle import is_bundle_index, read_bundle
+from inflate3d.weights.torch_file import Module, check_zip, read_member, read_torch_legacy, read_torch_zip
+
+KINDS = (
+    "safetensors, torch.save (new and old), TorchScript, a TensorFlow checkpoint (NAME.index beside NAME.data-*), a"
+    " pickle of numpy arrays (Flax, Caffe2), .npz"
+)
+# The first bytes of what people have in its place
+MISTAKES: dict[bytes, tuple[str, str]] = {
+    b"version https://git-lfs": ("the file is a pointer of git-lfs, not the weights", "git lfs pull"),
+    b"<": ("the file is a web page, not the weights", "download it again; the link may have expired"),
+    b"\x89HDF": ("the file is HDF5", "load it with its own program and save it as .npz or safetensors"),
+    b"\x1f\x8b": ("the file is packed", "unpack it first: tar -xzf FILE, or gunzip FILE"),
+    b"\x08\x01": ("the file is a graph of TensorFlow, not a checkpoint", "pass the checkpoint: NAME.index"),
+}
+LEGACY_HEAD = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch's magic number as a pickle
+MAX_DEPTH = 32
+# What libraries raise for a file that is damaged: while it is opened, and while a tensor in it is read
+DAMAGED_TENSOR = (OSError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error)
+DAMAGED_FILE = (*DAMAGED_TENSOR, *DAMAGED_PICKLE, struct.error, RuntimeError, NotImplementedError)
+SHARD_NAME = re.compile(r"\.(?:data-\d{5}-of-\d{5}|index|meta)$")
+
+
+@dataclass(frozen=True)
+class Container:
+    """What lies in a file.
+
+    Attributes:
+        path: The file; of a TensorFlow checkpoint its index.
+        kind: How it is written.
+        tensors: Names, those of dicts and modules around them in front, joined by the separator.
+        separator: "." or "/".
+        metadata: Of safetensors.
+    """
+
+    path: Path
+    kind: str
+    tensors: dict[str, Stored]
+    separator: str = "."
+    metadata: Mapping[str, str] | None = None
+
+
+@contextmanager
+def open_container(path: str | Path) -> Iterator[Container]:
+    """Open a file of tensors; they can be read until the block ends. No memory is taken for them here.
+
+    Args:
+        path: The file. Of a TensorFlow checkpoint `NAME.index`, or `NAME` alone, or one of its other files, or the
+            folder of a SavedModel.
+
+    Raises:
+        InflateError: There is no such file, it is none of the kinds, is damaged, or wants to run code. The same for
+            what is read in the block.
+    """
+    path = find_index(Path(path))
+    with ExitStack() as stack:
+        with _refusing(path, DAMAGED_FILE):
+            container = _open(path, stack)
+            if not container.tensors:
+                raise ContentError("there are no tensors in the file", container.kind)
+        with _refusing(path, DAMAGED_TENSOR):
+            yield container
+
+
+@contextmanager
+def _refusing(path: Path, damaged: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+        return
+    except ContentError as refused:
+        problem, got, cause = refused.problem, refused.got, None
+    except InflateError:
+        raise
+    except damaged as error:
+        problem, got, cause = "the file is damaged or cannot be read", f"{type(error).__name__}: {error!s:.200}", error
+    fix = next((fix for known, fix in MISTAKES.values() if known == problem), None)
+    raise InflateError(
+        problem,
+        where=str(path),
+        expected=KINDS,
+        got=got,
+        fix=fix
+        or "get the file anew; if it is your own, save the tensors alone: safetensors.torch.save_file(state, FILE)",
+    ) from cause
+
+
+def find_index(path: Path) -> Path:
+    """Name the index of a TensorFlow checkpoint, given its folder, a file or their name; other files as they are."""
+    if path.is_file() and not SHARD_NAME.search(path.name):
+        return path
+    common = path / "variables" / "variables" if path.is_dir() else path  # of a SavedModel, as on TensorFlow Hub
+    index = common.with_name(SHARD_NAME.sub("", common.name) + ".index")
+    return index if index.is_file() else path
+
+
+def _open(path: Path, stack: ExitStack) -> Container:
+    file = stack.enter_context(path.open("rb"))
+    size = file.seek(0, 2)
+    if size == 0:
+        raise ContentError("the file is empty", "0 bytes")
+    data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if is_bundle_index(data):
+
+        def open_shard(number: int, count: int) -> mmap.mmap:
+            shard = path.with_name(f"{path.name.removesuffix('.index')}.data-{number:05d}-of-{count:05d}")
+            handle = stack.enter_context(shard.open("rb"))
+            return stack.enter_context(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+
+        return Container(path, "TensorFlow checkpoint", read_bundle(data, open_shard), "/")
+    head = data[:32]
+    if head.startswith(b"PK"):
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        if archive.namelist() and all(name.endswith(".npy") for name in archive.namelist()):
+            return Container(path, ".npz", _read_npz(archive, size), "/")
+        kind, tree = read_torch_zip(archive, size)
+        return Container(path, kind, flatten(tree, "."))
+    if head.startswith(LEGACY_HEAD):
+        return Container(path, "torch.save file of before torch 1.6", flatten(read_torch_legacy(data), "."))
+    if head.startswith(b"\x80"):
+        # arrays of Python 2 stand there as text, twice as long, and are copied once
+        tree = plain_tree(run_pickle(data, Names(numpy_calls(4 * size))))
+        if data.tell() != size:
+            raise ContentError("the pickle goes on after its end", f"{size - data.tell():,} more bytes")
+        return Container(path, "pickle of numpy arrays", flatten(tree, "/"), "/")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return _read_safetensors(path, stack)
+    mistake = next((problem for start, (problem, _) in MISTAKES.items() if head.startswith(start)), None)
+    raise ContentError(mistake or "nobody knows what this file is", f"{size:,} bytes that start with {head[:16]!r}")
+
+
+def _read_safetensors(path: Path, stack: ExitStack) -> Container:
+    file = stack.enter_context(safe_open(path, framework="pt"))
+    tensors: dict[str, Stored] = {}
+    for name in file.keys():  # noqa: SIM118 - no mapping
+        part = file.get_slice(name)
+        dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+        if dtype is not None:
+            tensors[name] = Stored(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
+    return Container(path, "safetensors", tensors, metadata=file.metadata() or {})
+
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, Stored]:
+    tensors = {}
+    for name, member in check_zip(archive, file_bytes).items():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ContentError("an array is of a version that is not known", f"{name}: {version}")
+            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, _fortran, dtype = read_header(file)
+            header_bytes = file.tell()
+        if dtype.kind not in "fiub" or dtype.byteorder == ">" or dtype.str[1:] in ("f16", "u2", "u4", "u8"):
+            continue  # no weights
+        if not is_shape(shape) or header_bytes + np.prod(shape, dtype=object) * dtype.itemsize != member.file_size:
+            raise ContentError(
+                "an array's shape and bytes disagree", f"{name}: {shape!r:.80}, {member.file_size:,} bytes"
+            )
+        empty = torch.from_numpy(np.empty(0, dtype))
+
+        def read(member: zipfile.ZipInfo = member) -> torch.Tensor:
+            array = np.lib.format.read_array(io.BytesIO(read_member(archive, member)), allow_pickle=False)
+            return torch.from_numpy(np.asarray(array, order="C"))
+
+        tensors[name.removesuffix(".npy")] = Stored(shape, empty.dtype, read)
+    return tensors
+
+
+def flatten(tree: Any, separator: str) -> dict[str, Stored]:
+    """Name every tensor in nested dicts and modules by the names on the way to it; what is no tensor is left out.
+
+    Raises:
+        ContentError: They are nested too deep, or one stands in itself.
+
+    Example:
+        >>> list(flatten({"a": {"b": np.zeros(3), "lr": 0.1}, "c": np.zeros(2)}, "/"))
+        ['a/b', 'c']
+    """
+    found: dict[str, Stored] = {}
+    visits = 0
+
+    def visit(value: Any, name: str, depth: int) -> None:
+        nonlocal visits
+        visits += 1
+        if depth > MAX_DEPTH or visits > 1_000_000:
+            raise ContentError("the dicts are no tree", f"one in itself, deeper than {MAX_DEPTH}, or too many")
+        if isinstance(value, Module):
+            value = value.attributes
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(item, f"{name}{separator}{key}" if name else str(key), depth + 1)
+        elif isinstance(value, Stored):
+            found[name] = value
+        elif isinstance(value, np.ndarray):
+            tensor = torch.from_numpy(value)
+            found[name] = Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    visit(tree, "", 0)
+    return found

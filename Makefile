@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures coverage ci wheel
+.PHONY: setup demo test check fix docs figures coverage models ci wheel
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ figures: setup
 
 coverage: setup
 	$(BIN)/python docs/coverage.py
+
+models: setup
+	$(BIN)/python docs/models.py
 
 # The wheel is imported in an environment that sees the first one's packages but not the checkout.
 wheel: setup

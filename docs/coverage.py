@@ -1,98 +1,298 @@
-"""Inflate one model of every family and test it on still clips: `make coverage` writes coverage.json and coverage.md.
+"""Inflate models of every family and test them on still clips: `make coverage` writes coverage.json and coverage.md.
 
-A run that is stopped goes on where it was; delete coverage.json to begin anew. Weights are random, and every parameter
-that starts as a constant (scales of zero or one) is made random too, so that nothing hides behind a zero.
+Each model has a process of its own, bounded in time and memory. A run that is stopped goes on where it was; rows that
+another state of the engine gave are tested again. Weights are random, and every parameter that starts as a constant
+(scales of zero or one) is made random too, so that nothing hides behind a zero.
 """
 
-import gc
+import argparse
+import hashlib
 import json
+import multiprocessing
+import os
+import re
+import resource
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from torch import nn
+import torchvision
+import transformers
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from inflate3d import InflateError, build, make_plan
+from inflate3d import InflateError, Plan, build, make_plan
 from inflate3d.atomic import replacing
-from inflate3d.inflation.build import pictures_like
+from inflate3d.inflation import pictures
 from inflate3d.inflation.proof import still_float32, still_float64
 from inflate3d.models.sources import example_shape, find_2d_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "coverage.json"
+# By preset: the models, one a line with options of their builders, and the lengths of the clips
+MODELS = {"video": HERE / "coverage_models.txt", "i3d": HERE / "coverage_i3d.txt"}
 LENGTHS = {"video": (1, 5, 8), "i3d": (1, 5, 8, 32)}
+# Tried first: quick, and no two axes of a clip are equally long
+SMALL_PICTURE = (96, 128)
+SHOWN = 150  # letters of a message
+SENSITIVE = 1e-4  # part of an answer by which the answers to two pictures have to differ
+OUTCOMES = ("exact", "trivial", "refused", "different", "broken", "not tested")
 
-# One model of each family of torchvision's classifiers, and the smallest of each of timm's model files (1.0.31)
-NAMES = (HERE / "coverage_models.txt").read_text().split()
-# Convolutional networks, for the preset with strides in time
-CONVOLUTIONAL = (HERE / "coverage_i3d.txt").read_text().split()
+Row = dict[str, Any]
+Rows = dict[str, dict[str, Row]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to test with a preset: options of its builder, and a picture `[h, w]` where the usual one does not do."""
+
+    preset: str
+    name: str
+    options: dict[str, Any]
+    picture: list[int] | None = None
 
 
 def main() -> None:
     """Test what is not tested yet, and write the table."""
-    results: dict[str, dict[str, dict[str, Any]]] = {"video": {}, "i3d": {}}
-    if RESULTS.exists():
-        results |= json.loads(RESULTS.read_text())
-    wanted = [("video", name) for name in NAMES] + [("i3d", name) for name in CONVOLUTIONAL]
-    for number, (preset, name) in enumerate(wanted, start=1):
-        if name not in results[preset]:
-            result = results[preset][name] = examine(name, preset)
-            print(f"{number}/{len(wanted)} {name}, {preset}: {result['outcome']}", flush=True)
-            with replacing(RESULTS) as draft:
-                draft.write_text(json.dumps(results, indent=1) + "\n")
-            gc.collect()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that run at a time, a thread each")
+    parser.add_argument("--memory-gb", type=float, default=round(0.7 * ram_gb()), help="that one process may take")
+    parser.add_argument("--minutes", type=float, default=10.0, help="that one model may take")
+    parser.add_argument("--only", default="", help="regular expression of names to test, again if they have a row")
+    parser.add_argument("--keep", action="store_true", help="keep the rows that another state of the engine gave")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    state, rows = engine(), known_rows()
+    jobs = [job for job in all_jobs() if wanted(job, rows, options, state)]
+    for number, (job, row) in enumerate(run_all(jobs, options), start=1):
+        rows[job.preset][job.name] = {**row, "engine": state}
+        what = f"{row['outcome']}, {row.get('reason') or format(row['error'], '.0e')}, {row['seconds']} s"
+        print(f"{number}/{len(jobs)} {job.name}, {job.preset}: {what}", flush=True)
+        with replacing(RESULTS) as draft:
+            draft.write_text(json.dumps(in_order(rows), indent=1) + "\n")
     with replacing(HERE / "coverage.md") as draft:
-        draft.write_text(PAGE.format(**{preset: table(found) for preset, found in results.items()}))
+        draft.write_text(page(in_order(rows)), encoding="utf-8")
 
 
-def examine(name: str, preset: str) -> dict[str, Any]:
-    """Plan, build and test one model."""
-    start = time.perf_counter()
-    model2d = find_2d_model(name)
-    no_constants(model2d)
+def ram_gb() -> float:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def engine() -> str:
+    """Name the state of the engine's code."""
+    files = sorted((HERE.parent / "src" / "inflate3d" / "inflation").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def known_rows() -> Rows:
+    """Read the rows of earlier runs."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {preset: found.get(preset, {}) for preset in MODELS}
+
+
+def in_order(rows: Rows) -> Rows:
+    """Put the rows in the order of the lists; names that left the lists go."""
+    ordered: Rows = {preset: {} for preset in MODELS}
+    for job in all_jobs():
+        if job.name in rows[job.preset]:
+            ordered[job.preset][job.name] = rows[job.preset][job.name]
+    return ordered
+
+
+def all_jobs() -> list[Job]:
+    """Read the lists: on each line a name and options, such as `img_size=96` for the builder, or `picture=[96,64]`."""
+    jobs = []
+    for preset, file in MODELS.items():
+        for line in file.read_text().splitlines():
+            name, *words = line.split()
+            options = {key: json.loads(value) for key, _, value in (word.partition("=") for word in words)}
+            picture = options.pop("picture", None)
+            jobs.append(Job(preset, name, options, picture))
+    return jobs
+
+
+def wanted(job: Job, rows: Rows, options: argparse.Namespace, state: str) -> bool:
+    """Whether a model is to be tested now."""
+    if options.only:
+        return bool(re.search(options.only, job.name))
+    row = rows[job.preset].get(job.name, {"outcome": "not tested"})
+    return row["outcome"] == "not tested" or (row.get("engine") != state and not options.keep)
+
+
+def run_all(jobs: list[Job], options: argparse.Namespace) -> Iterator[tuple[Job, Row]]:
+    """Test the models, some at a time, and give the rows as they come."""
+    fork = multiprocessing.get_context("fork")  # the imports are shared
+    waiting, running = list(jobs), dict[Connection, tuple[ForkProcess, Job, float]]()
+    while waiting or running:
+        while waiting and len(running) < options.processes:
+            here, there = fork.Pipe(duplex=False)
+            process = fork.Process(target=run_one, args=(waiting[0], options.memory_gb, there))
+            process.start()
+            there.close()
+            running[here] = process, waiting.pop(0), time.perf_counter()
+        ready = wait(list(running), timeout=1)
+        for connection, (process, job, start) in list(running.items()):
+            seconds = time.perf_counter() - start
+            if connection in ready:
+                try:
+                    row = connection.recv()
+                except EOFError:
+                    process.join()
+                    row = {"outcome": "not tested", "reason": f"its process ended with code {process.exitcode}"}
+            elif seconds > 60 * options.minutes:
+                process.kill()
+                row = {"outcome": "not tested", "reason": f"it takes more than {options.minutes:g} minutes"}
+            else:
+                continue
+            process.join()
+            del running[connection]
+            yield job, {**row, "seconds": round(seconds, 1)}
+
+
+def run_one(job: Job, memory_gb: float, answer: Connection) -> None:
+    """Test one model, in a process of its own."""
+    limit = int(memory_gb * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        plan = make_plan(model2d, preset, example=torch.zeros(1, *example_shape(model2d, name)))
-        facts = {
+        row = examine(job)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            row = {"outcome": "not tested", "reason": f"it takes more than {memory_gb:g} GB"}
+        else:
+            row = {"outcome": "broken", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}"}
+    answer.send(row)
+
+
+def examine(job: Job) -> Row:
+    """Plan, build and test one model."""
+    try:
+        model2d = find_2d_model(job.name, **job.options)
+    except InflateError as error:
+        if "allocate memory" in error.got:
+            raise
+        return {"outcome": "not tested", "reason": f"{error.problem}: {error.got[:SHOWN]}"}
+    enliven(model2d)
+    facts: Row = {"family": family(job.name), "parameters": sum(p.numel() for p in model2d.parameters())}
+    try:
+        plan = plan_of(model2d, job)
+        facts |= {
+            "picture": list(plan.input_shape),
             "layers_through_time": sum(layer.looks_through_time for layer in plan),
-            "convolutions_left": sum(bool(layer.reason) for layer in plan),
+            "left": [f"{layer.path}: {layer.reason}" for layer in plan if layer.reason and layer.kernel],
         }
-        pictures = pictures_like(model2d, plan.input_shape)[:2]
-        check = still_float32(model2d, build(plan, model2d), pictures, lengths=LENGTHS[preset])
+        three = pictures.pictures_like(model2d, plan.input_shape)
+        two = three[:2]
+        if not depends_on_the_picture(model2d, two):
+            calibrate(model2d, three)
+        check = still_float32(model2d, build(plan, model2d), two, lengths=LENGTHS[job.preset])
         if not check.holds:  # random weights may amplify rounding: then float64 decides
             model2d = model2d.double()
-            check = still_float64(model2d, build(plan, model2d), pictures.double(), lengths=(2,))
+            check = still_float64(model2d, build(plan, model2d), two.double(), lengths=LENGTHS[job.preset])
     except InflateError as error:
-        return {"outcome": "refused", "reason": error.problem}
+        if "allocate memory" in error.got:
+            raise
+        return {**facts, "outcome": "refused", "reason": f"{error.problem}: {error.got[:SHOWN]}"}
     trivial = not plan.looks_through_time
     outcome = ("trivial" if trivial else "exact") if check.holds else "different"
-    seconds = round(time.perf_counter() - start, 1)
-    return {"outcome": outcome, **facts, "error": check.error, "allowed": check.limit, "seconds": seconds}
+    return {**facts, "outcome": outcome, "error": check.error, "allowed": check.limit}
 
 
-def no_constants(model: nn.Module) -> None:
-    """Give statistics, scales and whatever else starts as a constant values of its own."""
+def plan_of(model2d: nn.Module, job: Job) -> Plan:
+    """Plan with a small picture; with one of the model's own size where it takes no other, and for strides in time."""
+    channels, *own = example_shape(model2d, job.name)
+    sides = job.picture or (SMALL_PICTURE if job.preset == "video" else own)
+    try:
+        return make_plan(model2d, job.preset, example=torch.zeros(1, channels, *sides))
+    except InflateError as error:
+        if "cannot be run on a picture" not in error.problem:
+            raise
+    return make_plan(model2d, job.preset, example=torch.zeros(1, channels, *own))
+
+
+def family(name: str) -> str:
+    """Name the file of timm or torchvision, or the model type of transformers, that a model comes from."""
+    source, _, rest = name.partition("/")
+    if source == "timm":
+        return str(timm.models.model_entrypoint(rest).__module__.rpartition(".")[2])
+    if source == "torchvision":
+        return str(torchvision.models.get_model_builder(rest).__module__.rpartition(".")[2])
+    return rest.partition("-")[0]
+
+
+def enliven(model: nn.Module) -> None:
+    """Give statistics, scales and whatever else starts as a constant values of its own.
+
+    Kernels and scales so small that a signal would die away (transformers draws them all alike) become larger.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
                 module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and parameter.min() == parameter.max():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                if module.affine and module.weight.abs().mean() < 0.05:
+                    module.weight.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
+            if isinstance(module, nn.Conv2d) and isinstance(module.weight, nn.Parameter):
+                deviation, usual = module.weight.std(), module.weight[0].numel() ** -0.5
+                if deviation < usual / 2:
+                    module.weight *= usual / deviation
+
+
+def calibrate(model: nn.Module, three: Tensor) -> None:
+    """Give the batch norms of a model in which signals die away the statistics of pictures.
+
+    Raises:
+        RuntimeError: Still the answers to two pictures are the same: they would prove nothing.
+    """
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(three)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
+            norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)  # a dead channel would amplify rounding
+    if not depends_on_the_picture(model, three[:2]):
+        raise RuntimeError("the answer does not depend on the picture")
+
+
+def depends_on_the_picture(model: nn.Module, two: Tensor) -> bool:
+    """Whether the answers to two pictures differ; else they would prove nothing."""
+    with torch.no_grad():
+        leaves = [leaf for leaf in tree_leaves(model(two)) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    return any((leaf[0] - leaf[1]).abs().max() > SENSITIVE * leaf.abs().max() for leaf in leaves)
 
 
 PAGE = """# Coverage
 
-One model of every model file of timm and of every family of torchvision's classifiers, inflated and asked about
-still clips in batches of two, in float32. Every frame has to be answered as the 2D model answers the picture:
-relative error at most 1e-5, or five times what the 2D model itself differs by between batches of 1 and 10; where
-random weights amplify rounding beyond that, at most 1e-9 in float64. Trivial are models in which nothing would look
-through time (patchify and 1x1 convolutions only): `inflate` refuses them with this preset. Two of timm's 98 files
-are left out: one picture takes deepseek_vit and gemma4_vit minutes without a GPU.
+Models of every model file of timm {timm}, all classifiers and segmentation networks of torchvision {torchvision},
+the image classifiers of Hugging Face's transformers {transformers}, and every decoder of segmentation_models_pytorch:
+inflated, and asked about still clips in batches of two, in float32. Every frame has to be answered as the 2D model
+answers the picture: relative error at most 1e-5, or five times what the 2D model itself differs by between batches of
+1 and 10; where random weights amplify rounding beyond that, at most 1e-9 in float64.
 
-Made by `make coverage`.
+- **Exact**: so it is, and layers look through time.
+- **Trivial**: so it is, but nothing looks through time, because the model has patchify and 1x1 convolutions only.
+  `inflate` refuses it with the preset `video` and says what would give it time.
+- **Refused**: the model cannot be inflated, and the error says why.
+- **Different**: an answer differs. **Broken**: an error that is none of ours.
+
+Sizes are the smallest of each file of timm and the default of each type of transformers. Pictures are {small} pixels
+where the model takes them, or of the model's own size. Made by `make coverage`.
+
+{summary}
 
 ## Preset video: clips of 1, 5 and 8 frames
 
@@ -104,20 +304,41 @@ Made by `make coverage`.
 """
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Count the outcomes and list them."""
-    count = dict.fromkeys(("exact", "trivial", "refused", "different"), 0)
-    for result in results.values():
-        count[result["outcome"]] += 1
-    head = "**" + ", ".join(f"{number} {outcome}" for outcome, number in count.items()) + ".**"
-    rows = [
-        f"| {name} | {result['outcome']} | {result.get('layers_through_time', '')} | "
-        + (f"{result['error']:.0e}" if "error" in result else result["reason"])
-        + " |"
-        for name, result in results.items()
-    ]
-    titles = ["| model | outcome | layers through time | relative error, or reason |", "|---|---|---|---|"]
-    return "\n".join([head, "", *titles, *rows])
+def page(rows: Rows) -> str:
+    """Write the page."""
+    versions = {module.__name__: module.__version__ for module in (timm, torchvision, transformers)}
+    tables = {preset: table(found) for preset, found in rows.items()}
+    return PAGE.format(**versions, **tables, small="x".join(map(str, SMALL_PICTURE)), summary=summary(rows))
+
+
+def summary(rows: Rows) -> str:
+    """Count families and outcomes by preset and source."""
+    lines = ["| preset | source | families | models | " + " | ".join(OUTCOMES) + " |", "|" + "---|" * 10]
+    for preset, found in rows.items():
+        sources: dict[str, list[Row]] = {}
+        for name, row in found.items():
+            sources.setdefault(name.partition("/")[0], []).append({"family": family(name), **row})
+        for source, of_source in sources.items():
+            families = len({row["family"] for row in of_source})
+            counts = [sum(row["outcome"] == outcome for row in of_source) for outcome in OUTCOMES]
+            cells = [preset, source, families, len(of_source), *counts]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def table(found: dict[str, Row]) -> str:
+    """List the models."""
+    titles = ("model", "family", "picture", "outcome", "layers through time", "relative error, or reason")
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for name, row in found.items():
+        remark = f"{row['error']:.0e}" if "error" in row else " ".join(row["reason"].replace("|", "/").split())
+        if row.get("left"):
+            reasons = sorted({reason.partition(": ")[2] for reason in row["left"]})
+            remark += f"; {len(row['left'])} left per frame: {', '.join(reasons)}"
+        size = "x".join(map(str, row.get("picture", [])[1:]))
+        cells = [name, row.get("family", ""), size, row["outcome"], row.get("layers_through_time", ""), remark]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def main() -> None:
         rows[name] = (parameters, gmacs)
         print(f"{name}: {parameters:,} parameters, {gmacs:.2f} GMAC", flush=True)
     with replacing(PAGE_FILE) as draft:
-        draft.write_text(PAGE.format(table_1=table_1(rows), resnets=inflated(rows, "i3d-"), inflated=inflated(rows, "3d-"), reported=reported()))
+        tables = {"resnets": inflated(rows, "i3d-"), "inflated": inflated(rows, "3d-"), "reported": reported()}
+        draft.write_text(PAGE.format(table_1=table_1(rows), **tables))
 
 
 def cost(network: Network) -> tuple[int, float]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inflate3d.inflation.kernels import inflate_conv as inflate_conv
     from inflate3d.inflation.kernels import inflate_weight as inflate_weight
     from inflate3d.inflation.kernels import load_2d_into as load_2d_into
+    from inflate3d.inflation.plan import Insert as Insert
     from inflate3d.inflation.plan import Plan as Plan
     from inflate3d.inflation.plan import Rule as Rule
     from inflate3d.inflation.proof import Proof as Proof
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from inflate3d.results.predict import predict as predict
     from inflate3d.results.predict import predict_many as predict_many
     from inflate3d.results.prediction import Failure as Failure
-    from inflate3d.results.prediction import Score as Score
     from inflate3d.results.prediction import VideoPrediction as VideoPrediction
-    from inflate3d.results.prediction import WindowPrediction as WindowPrediction
     from inflate3d.weights.fetch import fetch as fetch
     from inflate3d.weights.load import load as load
 
@@ -46,13 +45,12 @@ _HOMES = {
     "InflateError": "errors",
     "InflateWarning": "errors",
     "Inflated": "inflation.build",
+    "Insert": "inflation.plan",
     "Plan": "inflation.plan",
     "PredictOptions": "results.predict",
     "Proof": "inflation.proof",
     "Rule": "inflation.plan",
-    "Score": "results.prediction",
     "VideoPrediction": "results.prediction",
-    "WindowPrediction": "results.prediction",
     "adapts": "inflation.adapters",
     "build": "inflation.build",
     "deflate": "inflation.build",

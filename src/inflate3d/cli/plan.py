@@ -8,7 +8,10 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Name = Annotated[str, typer.Argument(help="timm/NAME, torchvision/NAME, or module:function of your own.")]
+Name = Annotated[
+    str,
+    typer.Argument(help="timm/NAME, torchvision/NAME, hf/TYPE, smp/DECODER-ENCODER, or module:function of your own."),
+]
 Preset = Annotated[str, typer.Option(help="video, i3d, i3d-3x1x1, causal, frames or tsm.")]
 Profile = Annotated[str, typer.Option(help="mean, center, negative, lambda=NUMBER, shift or random.")]
 Size = Annotated[int | None, typer.Option(help="Pixels of a side of the picture; by default what the model wants.")]

@@ -1,7 +1,7 @@
 """`inflate3d predict`: the actions in videos, as tables, JSON, CSV and a page."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,10 +16,12 @@ from inflate3d.errors import InflateError, InflateWarning
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
+    from inflate3d.clips.video import Rate, Source
     from inflate3d.results.predict import PredictOptions, Progress
     from inflate3d.results.prediction import Failure, VideoPrediction
 
 STDOUT = Path("-")
+STREAMS = ("rgb", "flow", "both")
 
 
 class Outputs(NamedTuple):
@@ -28,6 +30,19 @@ class Outputs(NamedTuple):
     json: Path | None = None
     csv: Path | None = None
     report: Path | None = None
+
+
+class FlowStream(NamedTuple):
+    """Which streams are asked, and where the flow stream comes from."""
+
+    stream: str = "rgb"
+    flow_model: str | None = None
+    method: str = "tvl1"
+    stored: Path | None = None
+    quantizer: str = "mediapipe"
+    weights: str | None = None
+    fusion: str = "logits"
+    compiled: bool = True
 
 
 def predict(
@@ -46,12 +61,26 @@ def predict(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON; - prints it.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write CSV: a row for each window and rank.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page: key frames, timeline.")] = None,
+    stream: Annotated[str, typer.Option(help="rgb, flow or both; flow needs --flow-model.")] = "rgb",
+    flow_model: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the flow stream; `weights convert` makes them.")
+    ] = None,
+    flow_method: Annotated[str, typer.Option(help="As in `inflate3d flow`: tvl1, dis and others.")] = "tvl1",
+    flow_from: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Flow that `inflate3d flow` or denseflow wrote, instead.")
+    ] = None,
+    flow_quantizer: Annotated[
+        str, typer.Option(help="mediapipe (as in training), none, denseflow, mmaction2 or video-features.")
+    ] = "mediapipe",
+    flow_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Of the method raft; or `download`.")] = None,
+    fusion: Annotated[str, typer.Option(help="How both streams are joined: logits (sum) or probabilities.")] = "logits",
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the method tvl1.")] = True,
 ) -> None:
     """Name the actions in videos: the likeliest classes of each, and a timeline of longer ones."""
     from inflate3d.results.predict import PredictOptions
 
     options = PredictOptions(
-        fps="native" if fps == "native" else _number(fps),
+        fps=frame_rate(fps),
         num_frames=num_frames,
         window=window,
         stride=stride,
@@ -60,27 +89,35 @@ def predict(
         batch_size=batch_size,
         key_frames=report is not None,
     )
-    if show_predictions(paths, model, options, top=top, outputs=Outputs(json, csv, report)):
+    flow = FlowStream(stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled)
+    if show_predictions(paths, model, options, top=top, outputs=Outputs(json, csv, report), flow=flow):
         raise typer.Exit(1)
 
 
 def show_predictions(
-    paths: list[str], model: str, options: "PredictOptions", *, top: int, outputs: Outputs
+    paths: list[str],
+    model: str,
+    options: "PredictOptions",
+    *,
+    top: int,
+    outputs: Outputs,
+    flow: FlowStream | None = None,
 ) -> list["Failure"]:
     """Predict and print; what is done is written even if the run is stopped. Gives back what failed."""
     from inflate3d.clips.files import find_videos
-    from inflate3d.results.predict import predict_many
     from inflate3d.results.prediction import Failure, VideoPrediction
+    from inflate3d.show.flow import streams_table
     from inflate3d.show.tables import failures_table, scores_table, timeline_table
-    from inflate3d.weights.load import load
 
     console = Console(stderr=outputs.json == STDOUT)
+    flow = flow or FlowStream()
     _check_outputs(outputs)
-    network, videos = load(model), find_videos(paths)
+    _check_stream(flow)
+    predict_all, videos = _predictor(model, options, flow), find_videos(paths)
     done: list[VideoPrediction] = []
     failures: list[Failure] = []
     try:
-        with _progress(console) as progress, _warnings_on(console):
+        with progress_on(console) as progress, warnings_on(console):
             task = progress.add_task("", total=None)
 
             def start(video: object) -> "Progress":
@@ -88,19 +125,57 @@ def show_predictions(
                 progress.reset(task, description=escape(name), total=None)
                 return lambda seconds, total: progress.update(task, completed=seconds, total=total)
 
-            for answer in predict_many(network, videos, options, progress=start):
+            for answer in predict_all(videos, start):
                 if isinstance(answer, Failure):
                     failures.append(answer)
                     continue
                 done.append(answer)
-                console.print(scores_table(answer, top))
+                console.print(streams_table(answer, top) if answer.streams else scores_table(answer, top))
                 if len(answer.windows) > 1:
                     console.print(timeline_table(answer))
     finally:
         if failures:
             console.print(failures_table(failures))
-        _write(done, failures, outputs, settings=_settings(model, options), top=top)
+        _write(done, failures, outputs, settings=_settings(model, options, flow), top=top)
     return failures
+
+
+def _predictor(
+    model: str, options: "PredictOptions", flow: FlowStream
+) -> "Callable[[Iterable[Source], Callable[[Source], Progress]], Iterator[VideoPrediction | Failure]]":
+    """Load what is needed before a video is read; give what predicts many."""
+    from inflate3d.results.predict import predict_many
+    from inflate3d.weights.load import load
+
+    if flow.stream == "rgb":
+        network = load(model)
+        return lambda videos, progress: predict_many(network, videos, options, progress=progress)
+    from inflate3d.flow.methods import find_method
+    from inflate3d.results.two_stream import FlowOptions, Streams, check_streams, predict_streams_many
+
+    solve = None if flow.stored else find_method(flow.method, compiled=flow.compiled, weights=flow.weights)  # type: ignore[arg-type]  # checked there
+    how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
+    streams = Streams(load(str(flow.flow_model)), load(model) if flow.stream == "both" else None)
+    check_streams(streams, options)
+    return lambda videos, progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
+
+
+def _check_stream(flow: FlowStream) -> None:
+    """Tell which weights make a flow stream, since none can be fetched here."""
+    idle = flow.stream == "rgb" and (flow.flow_model or flow.stored)
+    if flow.stream in STREAMS and not idle and (flow.stream == "rgb" or flow.flow_model):
+        return
+    problem = "there is no such stream" if flow.stream not in STREAMS else "the flow stream has no weights"
+    raise InflateError(
+        "flow is given, but not asked for" if idle else problem,
+        where="inflate3d predict --stream",
+        expected=f"{', '.join(STREAMS)}; with flow and both --flow-model FILE: I3D with 2 input channels, such as "
+        "flow_imagenet or flow_scratch of DeepMind (TensorFlow), flow_imagenet.pt of pytorch-i3d, model_flow.pth of "
+        "kinetics_i3d_pytorch or i3d_flow.pt of video_features",
+        got=f"--stream {flow.stream}" + " without --flow-model" * (flow.flow_model is None),
+        fix="inflate3d weights convert flow_imagenet.pt i3d-flow.safetensors --labels kinetics-400, then "
+        "--stream both --flow-model i3d-flow.safetensors",
+    )
 
 
 def _check_outputs(outputs: Outputs) -> None:
@@ -157,7 +232,7 @@ def _write(
         )
 
 
-def _settings(model: str, options: "PredictOptions") -> dict[str, str]:
+def _settings(model: str, options: "PredictOptions", flow: FlowStream = FlowStream()) -> dict[str, str]:  # noqa: B008
     """What a reader needs to repeat the run."""
     from importlib.metadata import version
 
@@ -165,10 +240,16 @@ def _settings(model: str, options: "PredictOptions") -> dict[str, str]:
 
     names = ("fps", "num_frames", "window", "stride", "crops", "precision")
     chosen = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
-    return {"model": printable(model), **chosen, "inflate3d": version("inflate3d"), "torch": version("torch")}
+    if flow.stream != "rgb":
+        source = {"flow_from": str(flow.stored)} if flow.stored else {"flow_method": flow.method}
+        chosen |= {"stream": flow.stream, "flow_model": str(flow.flow_model), **source}
+        chosen |= {"flow_quantizer": flow.quantizer} | ({"fusion": flow.fusion} if flow.stream == "both" else {})
+    models = {} if flow.stream == "flow" else {"model": printable(model)}
+    return {**models, **chosen, "inflate3d": version("inflate3d"), "torch": version("torch")}
 
 
-def _progress(console: Console) -> "ProgressBar":
+def progress_on(console: Console) -> "ProgressBar":
+    """Make a bar that vanishes when it is done."""
     from rich import progress
 
     columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeRemainingColumn())
@@ -176,7 +257,7 @@ def _progress(console: Console) -> "ProgressBar":
 
 
 @contextmanager
-def _warnings_on(console: Console) -> Iterator[None]:
+def warnings_on(console: Console) -> Iterator[None]:
     """Print warnings above the progress bar instead of through it, each of them."""
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
@@ -188,13 +269,14 @@ def _warnings_on(console: Console) -> Iterator[None]:
         yield
 
 
-def _number(fps: str) -> float:
+def frame_rate(fps: str, where: str = "inflate3d predict --fps") -> "Rate":
+    """Read a rate as it is typed."""
     try:
-        return float(fps)
+        return "native" if fps == "native" else float(fps)
     except ValueError:
         raise InflateError(
             "the frame rate is no number",
-            where="inflate3d predict --fps",
+            where=where,
             expected="a positive number, or native",
             got=repr(fps),
             fix="--fps 25, or --fps native",

@@ -63,13 +63,15 @@ def _video(video: VideoPrediction, k: int) -> dict[str, Any]:
         }
         for window in video.windows
     ]
-    return {
+    found = {
         "source": video.source,
         "num_frames": video.num_frames,
         "fps": video.fps or "native",
         "top": _scores(video.top(k)),
         "windows": windows,
     }
+    streams = {name: {"top": _scores(stream.top(k))} for name, stream in video.streams.items()}
+    return {**found, "streams": streams} if streams else found
 
 
 def _scores(scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What a classifier says about a video: plain data, from one score up to a run over many files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +52,7 @@ class VideoPrediction:
         logits: `[classes]`: the mean over windows, each weighted by the frames that only it adds.
         windows: In order of time.
         class_names: One for each logit, or None.
+        streams: Of a joint answer, those of its parts ("rgb", "flow"); otherwise empty.
     """
 
     source: str
@@ -60,6 +61,7 @@ class VideoPrediction:
     logits: Tensor = field(repr=False)
     windows: tuple[WindowPrediction, ...] = field(repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    streams: Mapping[str, "VideoPrediction"] = field(default_factory=dict, repr=False)
 
     def top(self, k: int = 5) -> tuple[Score, ...]:
         """Rank the k likeliest classes of the whole video."""

@@ -1,0 +1,360 @@
+"""Flow that somebody has computed before: folders and archives of pictures, arrays, videos, flow by flow."""
+
+import json
+import re
+import struct
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from inflate3d.checks import is_number
+from inflate3d.errors import InflateError
+from inflate3d.flow.quantize import BOUND_PIXELS, check_quantizer, dequantize
+
+# flow_x_00001.jpg (denseflow, TSN), x_00001.jpg (mmaction2), both components in flow_00001.png (denseflow)
+COMPONENT = re.compile(r"(?:flow_)?([xy])_(\d{1,9})\.(?:jpe?g|png)", re.IGNORECASE)
+BOTH = re.compile(r"flow_(\d{1,9})\.png", re.IGNORECASE)
+DATASET = re.compile(r"flow_([xy])_(\d{1,9})")
+
+Parts = dict[int, dict[str, str]]  # number of a flow: its components and their names
+
+MAX_PICTURE_BYTES, MAX_PIXELS = 2**26, 2**25  # one flow; far above any video
+START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that carry the size of a JPEG
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFlow:
+    """Flows to iterate over, in order, as often as wanted, one in memory at a time.
+
+    Attributes:
+        source: The file or folder.
+        num_flows: How many there are, where it is known without reading.
+        opened: Makes one pass over them: `[2, h, w]` float32, pixels.
+    """
+
+    source: Path
+    num_flows: int | None
+    opened: Callable[[], Iterator[Tensor]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.opened()
+
+
+def open_flow(path: str | Path, *, bound: float = BOUND_PIXELS) -> StoredFlow:
+    """Open flow that was computed before.
+
+    * A folder, or a zip of one, with pictures as denseflow, mmaction2 and TSN name them, counted from any number;
+    * what `inflate3d flow` wrote, in any layout;
+    * `.h5` with datasets `flow_x_00000`, `flow_y_00000` and so on, of denseflow: floats are pixels, bytes are codes;
+    * `.npz` with an array `flow` `[n, 2, h, w]`: floats are pixels, bytes are codes.
+
+    Args:
+        path: File or folder.
+        bound: Motion in pixels that the largest code stands for, where the files do not say so themselves.
+
+    Raises:
+        InflateError: There is no flow at this path, some of it is missing, or it is too large. What is wrong with a
+            single picture turns out while reading.
+
+    Source: denseflow `src/common.cpp`, mmaction2 `tools/misc/flow_extraction.py` for names and codes.
+    """
+    path = Path(path)
+    check_quantizer("none", bound)
+    if path.is_dir():
+        return _folder(path, bound)
+    kinds = {".zip": _archive, ".h5": _hdf5, ".hdf5": _hdf5, ".npz": _npz}
+    if path.suffix.lower() not in kinds or not path.is_file():
+        raise InflateError(
+            "there is no flow at this path",
+            where=str(path),
+            expected="a folder of pictures such as flow_x_00000.jpg, or a file .zip, .h5, .npz",
+            got="a file of another kind" if path.exists() else "nothing",
+            fix="compute it: inflate3d flow VIDEO -o FOLDER",
+        )
+    return kinds[path.suffix.lower()](path, bound)
+
+
+def _folder(path: Path, bound: float) -> StoredFlow:
+    num_flows = None
+    if (path / "flow.json").is_file():
+        num_flows, bound = _read_record(path / "flow.json")
+    if (path / "flow.npz").is_file():
+        return _npz(path / "flow.npz", bound)
+    videos = [path / f"flow_{axis}.mp4" for axis in "xy"]
+    if all(video.is_file() for video in videos):
+        return StoredFlow(path, num_flows, lambda: _video_flows(videos, bound))
+    files = _ordered(path, [item.name for item in path.iterdir()])
+
+    def flows() -> Iterator[Tensor]:
+        for names in files:
+            datas = []
+            for name in names:
+                if (path / name).stat().st_size > MAX_PICTURE_BYTES:
+                    raise _too_large(path / name)
+                datas.append((path / name).read_bytes())
+            yield _from_pictures(datas, bound, path / names[0])
+
+    return StoredFlow(path, len(files), flows)
+
+
+def _read_record(path: Path) -> tuple[int, float]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        num_flows, bound = record["num_flows"], record["bound"]
+        if num_flows is None:
+            raise InflateError(
+                "the flow in this folder is not whole: its computation was stopped",
+                where=str(path.parent),
+                expected="a folder that inflate3d flow has finished",
+                got="a part of it",
+                fix="run the same inflate3d flow again: it does what is missing",
+            )
+        if not isinstance(num_flows, int) or not is_number(bound) or bound <= 0:
+            raise ValueError(f"num_flows {num_flows!r}, bound {bound!r}")
+    except InflateError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+    return num_flows, float(bound)
+
+
+def _archive(path: Path, bound: float) -> StoredFlow:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    files = _ordered(path, list(sizes))
+
+    def flows() -> Iterator[Tensor]:
+        with zipfile.ZipFile(path) as archive:
+            for names in files:
+                if max(sizes[name] for name in names) > MAX_PICTURE_BYTES:
+                    raise _too_large(path)
+                try:
+                    datas = [archive.read(name) for name in names]
+                except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+                    raise _unreadable(path, f"{names[0]}: {error}") from error
+                yield _from_pictures(datas, bound, path / names[0])
+
+    return StoredFlow(path, len(files), flows)
+
+
+def _ordered(path: Path, names: Sequence[str]) -> list[list[str]]:
+    """Find the flows among the names, in the order of their numbers: [x, y] or [both]."""
+    found: dict[str, Parts] = defaultdict(lambda: defaultdict(dict))
+    for name in names:
+        folder, _, last = name.replace("\\", "/").rpartition("/")
+        if match := COMPONENT.fullmatch(last):
+            found[folder][int(match[2])][match[1].lower()] = name
+        elif match := BOTH.fullmatch(last):
+            found[folder][int(match[1])]["both"] = name
+    if len(found) != 1:
+        raise InflateError(
+            "there is flow in several folders" if found else "there is no flow",
+            where=str(path),
+            expected="pictures of one video, named flow_x_00000.jpg and flow_y_00000.jpg, x_00001.jpg and y_00001.jpg, "
+            "or flow_00000.png",
+            got=", ".join(sorted(found or names)[:5]) or "nothing",
+            fix="name the folder of one video" if found else "compute it: inflate3d flow VIDEO -o FOLDER",
+        )
+    return _gapless(path, *found.values())
+
+
+def _gapless(path: Path, parts: Parts) -> list[list[str]]:
+    """Put the parts of each flow in order, and refuse gaps."""
+    first, count = min(parts), len(parts)
+    missing = [first + step for step in range(count) if {*parts.get(first + step, ())} not in ({"x", "y"}, {"both"})]
+    if missing:
+        raise InflateError(
+            "some of the flow is missing",
+            where=str(path),
+            expected=f"both components of each flow from {first} to {max(parts)}",
+            got=f"not those of {', '.join(map(str, missing[:5]))}" + " and others" * (len(missing) > 5),
+            fix="compute it anew: inflate3d flow VIDEO -o FOLDER",
+        )
+    orders = (("both",), ("x", "y"))
+    return [[parts[index][axis] for axis in orders["x" in parts[index]]] for index in sorted(parts)]
+
+
+def _from_pictures(datas: Sequence[bytes], bound: float, where: Path) -> Tensor:
+    planes = [_decoded(data, where, color=len(datas) == 1) for data in datas]
+    if len(planes) == 1:
+        # denseflow's PNG holds, as OpenCV orders channels, x, y and a quarter of the bound: of x above, of y below
+        quarter, y, x = planes[0].double()
+        bounds = 4 * quarter[0, 0], 4 * quarter[-1, 0]
+        return torch.stack([(x - 128) / 128 * bounds[0], (y - 128) / 128 * bounds[1]]).float()
+    if planes[0].shape != planes[1].shape:
+        raise _unreadable(where, f"components of {list(planes[0].shape)} and {list(planes[1].shape)}")
+    return dequantize(torch.cat(planes), bound=bound)
+
+
+def _decoded(data: bytes, where: Path, *, color: bool) -> Tensor:
+    size = picture_size(data)
+    if size is None:
+        raise _unreadable(where, "neither a JPEG nor a PNG")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _too_large(where)
+    try:
+        picture: Tensor = decode_image(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB if color else ImageReadMode.GRAY
+        )
+    except RuntimeError as error:
+        raise _unreadable(where, str(error).strip().splitlines()[0]) from error
+    return picture
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height of a PNG or JPEG from its header, before any memory is taken for its pixels.
+
+    Source: PNG specification, IHDR; ITU T.81, B.2.2.
+
+    Example:
+        >>> picture_size(b"no picture") is None
+        True
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
+    place = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], struct.unpack_from(">H", data, place + 2)[0]
+        if marker in START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+        place += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def _hdf5(path: Path, bound: float) -> StoredFlow:
+    try:
+        h5py: Any = import_module("h5py")
+    except ImportError as error:
+        raise InflateError(
+            "HDF5 files need h5py",
+            where=str(path),
+            expected="the package h5py",
+            got=f"no module {error.name}",
+            fix='pip install "inflate3d[hdf5]"',
+        ) from error
+    parts: Parts = defaultdict(dict)
+    try:
+        with h5py.File(path, "r") as file:
+            for match in filter(None, map(DATASET.fullmatch, file)):
+                parts[int(match[2])][match[1]] = match[0]
+    except OSError as error:
+        raise _unreadable(path, str(error)) from error
+    if not parts:
+        raise _unreadable(path, "no datasets flow_x_00000, flow_y_00000 and so on")
+    names = _gapless(path, parts)
+
+    def flows() -> Iterator[Tensor]:
+        with h5py.File(path, "r") as file:
+            for pair in names:
+                for name in pair:
+                    # nothing of another file: neither by a link nor as the storage of a dataset
+                    own = isinstance(file.get(name, getlink=True), h5py.HardLink) and hasattr(file[name], "ndim")
+                    if not own or file[name].ndim != 2 or file[name].dtype.kind not in "fu":
+                        raise _unreadable(path, f"{name} is no array [h, w] of this file")
+                    if file[name].size > MAX_PIXELS or file[name].external or file[name].is_virtual:
+                        raise _too_large(path)
+                yield _pixels(np.stack([file[name][()] for name in pair]), bound)
+
+    return StoredFlow(path, len(names), flows)
+
+
+def _pixels(array: NDArray[Any], bound: float) -> Tensor:
+    return dequantize(torch.from_numpy(np.ascontiguousarray(array)), bound=bound)
+
+
+class _Header(NamedTuple):
+    """What a .npy file says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _npz(path: Path, bound: float) -> StoredFlow:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open("flow.npy") as file:
+                header = _npy_header(file)
+            if "bound.npy" in archive.namelist():
+                with archive.open("bound.npy") as file:
+                    bound = float(np.frombuffer(_scalar(file), np.float64)[0])
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise _unreadable(path, str(error)) from error
+    n, h, w = header.shape[0], *header.shape[2:]
+    check_quantizer("none", bound)
+
+    def flows() -> Iterator[Tensor]:
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(archive.open("flow.npy"))
+            _npy_header(file)
+            for _ in range(n):
+                data = file.read(2 * h * w * header.dtype.itemsize)
+                if len(data) < 2 * h * w * header.dtype.itemsize:
+                    raise _unreadable(path, "the array ends before its shape says so")
+                yield _pixels(np.frombuffer(data, header.dtype).reshape(2, h, w), bound)
+
+    return StoredFlow(path, n, flows)
+
+
+def _npy_header(file: Any) -> _Header:
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    fits = len(shape) == 4 and shape[0] >= 1 and shape[1] == 2 and 0 < shape[2] * shape[3] <= MAX_PIXELS
+    if fortran or not fits or dtype.kind not in "fui" or dtype.itemsize > 8:
+        raise ValueError(f"flow is {shape} {dtype}, not [n, 2, h, w] of floats or bytes")
+    return _Header(shape, dtype)
+
+
+def _scalar(file: Any) -> bytes:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if shape != () or dtype != np.float64:
+        raise ValueError(f"bound is {shape} {dtype}")
+    return bytes(file.read(8))
+
+
+def _video_flows(videos: Sequence[Path], bound: float) -> Iterator[Tensor]:
+    with ExitStack() as stack:
+        try:
+            containers = [stack.enter_context(av.open(str(video))) for video in videos]
+            for frames in zip(*(container.decode(video=0) for container in containers), strict=True):
+                yield _pixels(np.stack([frame.to_ndarray(format="gray") for frame in frames]), bound)
+        except (av.FFmpegError, IndexError, ValueError) as error:
+            raise _unreadable(videos[0].parent, str(error)) from error
+
+
+def _unreadable(path: Path, got: str) -> InflateError:
+    return InflateError(
+        "the flow cannot be read",
+        where=str(path),
+        expected="flow as inflate3d flow, denseflow, mmaction2 or TSN write it",
+        got=got,
+        fix="compute it anew: inflate3d flow VIDEO -o FOLDER",
+    )
+
+
+def _too_large(path: Path) -> InflateError:
+    return InflateError(
+        "a picture of flow is too large",
+        where=str(path),
+        expected=f"at most {MAX_PICTURE_BYTES:,} bytes and {MAX_PIXELS:,} pixels",
+        got="more, according to its header",
+        fix="compute the flow on smaller frames: inflate3d flow VIDEO -o FOLDER --short-side 256",
+    )

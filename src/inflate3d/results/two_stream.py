@@ -1,0 +1,370 @@
+"""A video and two classifiers, one for colors and one for optical flow: the answer of each and of both together."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from inflate3d.clips.clip import ClipSpec
+from inflate3d.clips.transforms import CropKind, crops, frames_to_input
+from inflate3d.clips.video import Source, open_frames, source_name
+from inflate3d.errors import InflateError
+from inflate3d.flow.methods import FlowMethod, find_method, with_flow
+from inflate3d.flow.quantize import BOUND_PIXELS, Quantizer, check_quantizer, dequantize, quantize
+from inflate3d.flow.stored import StoredFlow, open_flow
+from inflate3d.models.two_stream import Fusion
+from inflate3d.results.predict import (
+    Answers,
+    Network,
+    PredictOptions,
+    Progress,
+    SmallFrame,
+    batches,
+    check_model,
+    cut_windows,
+    predict_each,
+    small_frames,
+)
+from inflate3d.results.prediction import Failure, VideoPrediction
+from inflate3d.speed.optimize import optimize
+
+FLOW_CHANNELS = 2
+PAIRS_AT_A_TIME = 8
+STORED_SUFFIXES = ("", ".zip", ".h5", ".hdf5", ".npz")
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How the flow stream is fed.
+
+    Attributes:
+        method: Computes the flow (`inflate3d.flow.methods.find_method`); None takes TV-L1.
+        stored: Flow that was computed before, instead: a folder or file that `inflate3d.flow.stored.open_flow` takes,
+            or a folder that holds one such for each video, under the video's name without its suffix.
+        quantizer: What stood between flow and network in training. DeepMind's flow was kept in 256 steps; the
+            quantizer of their released pipeline is `mediapipe`. `none` leaves the steps out.
+        bound: Motion in pixels that becomes -1 and 1.
+        fusion: "logits": the sum of both streams' logits, as DeepMind's script has it; "probabilities": the mean of
+            both softmaxes, as the paper says; the joint logits are then its logarithm.
+
+    Raises:
+        InflateError: The quantizer, bound or fusion is not allowed.
+
+    Source: kinetics-i3d README (bound 20), `evaluate_sample.py` (sum of logits) and issue 24 (256 steps); mediapipe
+    `tvl1_flow_and_rgb_from_file.pbtxt`; Carreira & Zisserman 2017, section 2.5. The JPEG of quality 100 that the
+    pipeline has after the quantizer is left out.
+    """
+
+    method: FlowMethod | None = None
+    stored: Path | None = None
+    quantizer: Quantizer = "mediapipe"
+    bound: float = BOUND_PIXELS
+    fusion: Fusion = "logits"
+
+    def __post_init__(self) -> None:
+        check_quantizer(self.quantizer, self.bound)
+        if self.fusion not in get_args(Fusion) or (self.method and self.stored):
+            raise InflateError(
+                "the flow stream cannot be fed so",
+                where="FlowOptions",
+                expected=f"fusion {', '.join(get_args(Fusion))}; a method, or stored flow, or neither",
+                got=f"fusion={self.fusion!r}, stored={self.stored}" + ", and a method" * (self.method is not None),
+                fix='fusion="logits" is what DeepMind\'s script does; leave one of method and stored out',
+            )
+
+
+class Streams(NamedTuple):
+    """The networks of the streams.
+
+    Attributes:
+        flow: For optical flow, with two input channels.
+        rgb: For colors; None to ask the flow stream alone.
+    """
+
+    flow: nn.Module
+    rgb: nn.Module | None = None
+
+
+class MovingFrame(NamedTuple):
+    """A frame with the flow that leads from it to the next one.
+
+    Attributes:
+        picture: `[h, w, 3]` uint8.
+        time_seconds: Seconds since the first frame of the source.
+        codes: `[2, h, w]`, quantized.
+    """
+
+    picture: Tensor
+    time_seconds: float
+    codes: Tensor
+
+
+def predict_streams(
+    streams: Streams,
+    source: Source,
+    options: PredictOptions | None = None,
+    *,
+    flow: FlowOptions | None = None,
+    progress: Progress | None = None,
+) -> VideoPrediction:
+    """Show a video and its optical flow to two classifiers, window by window, as `predict` does with one.
+
+    Frames are scaled to the network's short side, flow is computed on the scaled frames. Flow k leads from frame k to
+    frame k + 1 and is shown together with frame k. So t frames make t - 1 steps for both streams, and the last frame is
+    only seen by way of its flow; where `num_frames` ends a video early, one frame more is read. Windows, crops,
+    looping and averages are those of `predict`; the horizontal flow of a mirrored crop changes its sign.
+
+    Args:
+        streams: The networks, in eval mode, each with a `clip_spec`; both of the same size, rate and window.
+        source: Video file, folder of pictures, `Clip` or array.
+        options: How the video is shown.
+        flow: How the flow stream is fed.
+        progress: Called after each pair of frames, from the thread that reads ahead of the networks.
+
+    Returns:
+        The joint answer, whose `streams` holds those of "rgb" and "flow"; or that of the flow stream alone.
+
+    Raises:
+        InflateError: What `predict` raises; the video has one frame only; the two networks do not go together; or
+            stored flow is not that of this video.
+
+    Example:
+        >>> import numpy as np
+        >>> from inflate3d import InceptionI3d
+        >>> streams = Streams(InceptionI3d(5, in_channels=2).eval(), InceptionI3d(5).eval())
+        >>> options = PredictOptions(window=9)
+        >>> answer = predict_streams(streams, np.zeros((10, 32, 40, 3), np.uint8), options)
+        >>> answer.num_frames, list(answer.streams), torch.equal(
+        ...     answer.logits, answer.streams["rgb"].logits + answer.streams["flow"].logits)
+        (9, ['rgb', 'flow'], True)
+    """
+    options, flow = options or PredictOptions(), flow or FlowOptions()
+    spec = check_streams(streams, options)
+    fast = _optimized(streams, options)
+    stream = open_frames(source, fps=options.fps)
+
+    def told(seconds: float) -> None:
+        if progress:
+            progress(seconds, stream.duration_seconds_estimate)
+
+    limit = None if options.num_frames is None else options.num_frames + 1
+    frames = islice(small_frames(stream, spec.short_side), limit)
+    moving = _moving(frames, flow, source, told, limited=limit is not None)
+    networks = {"flow": Network[MovingFrame](fast.flow, lambda frames: _flow_input(frames, spec, options, flow))}
+    if fast.rgb is not None:
+        networks["rgb"] = Network[MovingFrame](
+            fast.rgb, lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops)
+        )
+    answers = {name: Answers(stream, options) for name in networks}
+    for batch in batches(cut_windows(moving, spec, options), options.batch_size):
+        for name, network in networks.items():
+            answers[name].add(batch, network.answer(batch))
+    if not answers["flow"].windows:
+        raise InflateError(
+            "the video has one frame, from which no flow leads anywhere",
+            where=stream.source,
+            expected="two frames or more",
+            got=f"one frame at fps={options.fps}",
+            fix="take all frames (--fps native), or the rgb stream alone",
+        )
+    found = {name: one.whole(getattr(getattr(streams, name), "class_names", None)) for name, one in answers.items()}
+    return join(found["rgb"], found["flow"], flow.fusion) if "rgb" in found else found["flow"]
+
+
+def predict_streams_many(
+    streams: Streams,
+    sources: Iterable[Source],
+    options: PredictOptions | None = None,
+    *,
+    flow: FlowOptions | None = None,
+    progress: Callable[[Source], Progress] | None = None,
+) -> Iterator[VideoPrediction | Failure]:
+    """Do so with one source after the other; one that fails gives a `Failure` and does not end the run.
+
+    Args:
+        streams: As for `predict_streams`, likewise `options` and `flow`.
+        sources: Files, folders of pictures, clips, arrays.
+        options: How the videos are shown.
+        flow: How the flow stream is fed.
+        progress: Called with each source before it is read; gives back what `predict_streams` calls.
+
+    Raises:
+        InflateError: At once, for what would fail with every source.
+    """
+    options = options or PredictOptions()
+    check_streams(streams, options)
+    fast = _optimized(streams, options)
+    return predict_each(
+        lambda source, told: predict_streams(fast, source, options, flow=flow, progress=told), sources, progress
+    )
+
+
+def check_streams(streams: Streams, options: PredictOptions) -> ClipSpec:
+    """Find out before anything is read whether two networks can be asked together.
+
+    Raises:
+        InflateError: One of them does not fit `predict`, has another number of input channels, or they differ in what
+            they want to be fed or in their classes.
+    """
+    spec = check_model(streams.flow, options)
+    faults = _channel_fault(streams.flow, "flow", FLOW_CHANNELS)
+    if streams.rgb is not None:
+        rgb = check_model(streams.rgb, options)
+        faults += _channel_fault(streams.rgb, "rgb", 3)
+        for name in ("fps", "num_frames", "short_side", "crop", "value_range"):
+            if getattr(rgb, name) != getattr(spec, name):
+                faults.append(f"{name} {getattr(rgb, name)} for rgb and {getattr(spec, name)} for flow")
+        names = [getattr(net, "class_names", None) for net in (streams.rgb, streams.flow)]
+        if all(names) and names[0] != names[1]:
+            faults.append("other classes, or in another order")
+    if faults:
+        raise InflateError(
+            "these networks are no two streams of one classifier",
+            where="predict_streams",
+            expected="a network for flow with 2 input channels and one for rgb with 3, of one window, size and classes",
+            got="; ".join(faults),
+            fix="load both streams of one training, such as rgb_imagenet and flow_imagenet",
+        )
+    return spec
+
+
+def _channel_fault(model: nn.Module, stream: str, wanted: int) -> list[str]:
+    channels = getattr(model, "in_channels", wanted)  # a network of the user's own may not tell
+    return [f"{channels} input channels for {stream}"] * (channels != wanted)
+
+
+def _optimized(streams: Streams, options: PredictOptions) -> Streams:
+    rgb = streams.rgb and optimize(streams.rgb, options.precision)
+    return Streams(optimize(streams.flow, options.precision), rgb)
+
+
+def join(rgb: VideoPrediction, flow: VideoPrediction, fusion: Fusion = "logits") -> VideoPrediction:
+    """Fuse the answers of two streams, for the whole video and for each window.
+
+    Args:
+        rgb: The answer to the colors.
+        flow: The answer to the flow, for the same windows.
+        fusion: "logits" or "probabilities", see `FlowOptions`.
+
+    Raises:
+        InflateError: The two do not have the same windows and number of classes.
+    """
+    shapes = [(len(one.windows), len(one.logits)) for one in (rgb, flow)]
+    if shapes[0] != shapes[1]:
+        raise InflateError(
+            "the two streams do not go together",
+            where="join",
+            expected=f"{shapes[0][0]} windows and {shapes[0][1]} classes, as rgb has",
+            got=f"{shapes[1][0]} windows and {shapes[1][1]} classes for flow",
+            fix="predict both streams of one video, by networks for the same classes",
+        )
+    windows = tuple(
+        replace(one, logits=_fused(one.logits, other.logits, fusion))
+        for one, other in zip(rgb.windows, flow.windows, strict=True)
+    )
+    return replace(
+        rgb,
+        logits=_fused(rgb.logits, flow.logits, fusion),
+        windows=windows,
+        class_names=rgb.class_names or flow.class_names,
+        streams={"rgb": rgb, "flow": flow},
+    )
+
+
+def _fused(rgb: Tensor, flow: Tensor, fusion: Fusion) -> Tensor:
+    if fusion == "logits":
+        return rgb + flow
+    mean = torch.logaddexp(rgb.double().log_softmax(0), flow.double().log_softmax(0)) - math.log(2)
+    return mean.to(rgb.dtype)
+
+
+def _moving(
+    frames: Iterator[SmallFrame], flow: FlowOptions, source: Source, told: Callable[[float], None], *, limited: bool
+) -> Iterator[MovingFrame]:
+    """Put frames and flow together, as codes, which take little memory while they wait for their window."""
+    if flow.stored is not None:
+        pairs = _with_stored(frames, open_flow(_stored_path(flow.stored, source), bound=flow.bound), limited=limited)
+    else:
+        method = flow.method or find_method("tvl1")
+        pairs = with_flow(frames, lambda frame: frame.picture, method, batch_size=PAIRS_AT_A_TIME)
+    for frame, pixels in pairs:
+        yield MovingFrame(*frame, quantize(pixels, flow.quantizer, bound=flow.bound))
+        told(frame.time_seconds)
+
+
+def _stored_path(stored: Path, source: Source) -> Path:
+    """Find the flow of a video: below a folder under its name, or the path itself."""
+    stem = Path(source_name(source)).stem
+    places = [stored / f"{stem}{suffix}" for suffix in STORED_SUFFIXES] if stored.is_dir() else []
+    return next((place for place in places if place.exists()), stored)
+
+
+def _with_stored(
+    frames: Iterator[SmallFrame], stored: StoredFlow, *, limited: bool
+) -> Iterator[tuple[SmallFrame, Tensor]]:
+    flows = iter(stored)
+    count, previous = 0, None
+    for frame in frames:
+        if previous is not None:
+            pixels = next(flows, None)
+            if pixels is None or pixels.shape[1:] != frame.picture.shape[:2]:
+                got = "none left" if pixels is None else f"one of {pixels.shape[2]}x{pixels.shape[1]}"
+                raise _not_of_this_video(stored, f"flow {count} of {_size(frame)} pixels", got)
+            yield previous, pixels
+            count += 1
+        previous = frame
+    # some tools write as many flows as there are frames, the last one being of no use
+    if not limited and next(flows, None) is not None and next(flows, None) is not None:
+        raise _not_of_this_video(stored, f"{count} flows for {count + 1} frames", f"{count + 2} or more")
+
+
+def _size(frame: SmallFrame) -> str:
+    return f"{frame.picture.shape[1]}x{frame.picture.shape[0]}"
+
+
+def _not_of_this_video(stored: StoredFlow, expected: str, got: str) -> InflateError:
+    return InflateError(
+        "the stored flow is not that of this video at this rate and size",
+        where=str(stored.source),
+        expected=expected,
+        got=got,
+        fix="pass the rate at which the flow was computed (--fps), or compute it: inflate3d flow VIDEO -o FOLDER",
+    )
+
+
+def _flow_input(frames: list[MovingFrame], spec: ClipSpec, options: PredictOptions, flow: FlowOptions) -> Tensor:
+    """Make the views `[views, 2, t, crop, crop]` of a window."""
+    codes = torch.stack([frame.codes for frame in frames])
+    return flow_to_input(codes, spec.crop, options.crops, bound=flow.bound)
+
+
+def flow_to_input(codes: Tensor, crop: int, kind: CropKind = "center", *, bound: float = BOUND_PIXELS) -> Tensor:
+    """Make network input from quantized flow: crop, and map the bound to 1.
+
+    Args:
+        codes: `[t, 2, h, w]`, what `quantize` gives: bytes, or pixels as floats.
+        crop: Pixels of a side.
+        kind: A key of `inflate3d.clips.transforms.CROPS`; mirrored crops change the sign of the horizontal flow.
+        bound: Motion in pixels that becomes 1.
+
+    Returns:
+        `[n_crops, 2, t, crop, crop]` float32.
+
+    Raises:
+        InflateError: The crop is larger than the flow, or there are no such crops.
+
+    Example:
+        >>> flow_to_input(torch.full((3, 2, 16, 20), 255, dtype=torch.uint8), 16)[0, :, 0, 0, 0].tolist()
+        [1.0, 1.0]
+    """
+    values = dequantize(codes, bound=bound) / bound
+    views = []
+    for name, view in crops(values, crop, kind).items():
+        sign = view.new_tensor([-1.0 if name.startswith("mirrored-") else 1.0, 1.0])
+        views.append(view * sign[:, None, None])
+    return torch.stack(views).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)

@@ -86,8 +86,8 @@ def ram_gb() -> float:
 
 
 def engine() -> str:
-    """Name the state of the engine's code."""
-    files = sorted((HERE.parent / "src" / "inflate3d" / "inflation").glob("*.py"))
+    """Name the state of the engine's code and of this file."""
+    files = [*sorted((HERE.parent / "src" / "inflate3d" / "inflation").glob("*.py")), Path(__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -178,7 +178,7 @@ def examine(job: Job) -> Row:
         if "allocate memory" in error.got:
             raise
         return {"outcome": "not tested", "reason": f"{error.problem}: {error.got[:SHOWN]}"}
-    enliven(model2d)
+    no_constants(model2d)
     facts: Row = {"family": family(job.name), "parameters": sum(p.numel() for p in model2d.parameters())}
     try:
         plan = plan_of(model2d, job)
@@ -190,7 +190,7 @@ def examine(job: Job) -> Row:
         three = pictures.pictures_like(model2d, plan.input_shape)
         two = three[:2]
         if not depends_on_the_picture(model2d, two):
-            calibrate(model2d, three)
+            revive(model2d, three)
         check = still_float32(model2d, build(plan, model2d), two, lengths=LENGTHS[job.preset])
         if not check.holds:  # random weights may amplify rounding: then float64 decides
             model2d = model2d.double()
@@ -226,46 +226,48 @@ def family(name: str) -> str:
     return rest.partition("-")[0]
 
 
-def enliven(model: nn.Module) -> None:
-    """Give statistics, scales and whatever else starts as a constant values of its own.
-
-    Kernels and scales so small that a signal would die away (transformers draws them all alike) become larger.
-    """
+def no_constants(model: nn.Module) -> None:
+    """Give statistics, scales and whatever else starts as a constant values of its own."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for norm in norms_of(model):
+            norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.1)
+            norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
         for parameter in model.parameters():
             if parameter.numel() > 1 and parameter.min() == parameter.max():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
-                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-                if module.affine and module.weight.abs().mean() < 0.05:
-                    module.weight.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
-            if isinstance(module, nn.Conv2d) and isinstance(module.weight, nn.Parameter):
-                deviation, usual = module.weight.std(), module.weight[0].numel() ** -0.5
-                if deviation < usual / 2:
-                    module.weight *= usual / deviation
 
 
-def calibrate(model: nn.Module, three: Tensor) -> None:
-    """Give the batch norms of a model in which signals die away the statistics of pictures.
+def revive(model: nn.Module, three: Tensor) -> None:
+    """Mend a model in which signals die away (transformers draws all weights with the same small deviation).
+
+    Small kernels and scales become larger, and batch norms get the statistics of pictures.
 
     Raises:
         RuntimeError: Still the answers to two pictures are the same: they would prove nothing.
     """
-    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.running_mean is not None]
+    norms = norms_of(model)
     momenta = [norm.momentum for norm in norms]
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and isinstance(module.weight, nn.Parameter):
+                module.weight *= max(1, module.weight[0].numel() ** -0.5 / float(module.weight.std()))
         for norm in norms:
             norm.train().momentum = 1.0
+            if norm.affine and norm.weight.abs().mean() < 0.05:
+                norm.weight.copy_(torch.linspace(0.5, 1.5, len(norm.weight)))
         model(three)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval().momentum = momentum
             norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)  # a dead channel would amplify rounding
     if not depends_on_the_picture(model, three[:2]):
         raise RuntimeError("the answer does not depend on the picture")
+
+
+def norms_of(model: nn.Module) -> list[Any]:
+    """Name the batch norms with statistics."""
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 def depends_on_the_picture(model: nn.Module, two: Tensor) -> bool:

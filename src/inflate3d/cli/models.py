@@ -7,6 +7,8 @@ import typer
 if TYPE_CHECKING:
     from inflate3d.models.zoo import Network
 
+TABLE_WIDTH = 88  # characters: names and figures are not cut in a narrow terminal or a pipe
+
 Name = Annotated[str | None, typer.Argument(help="A name from the list, for all that is known about this network.")]
 
 
@@ -35,13 +37,13 @@ def models(name: Name = None) -> None:
         side = next(iter(network.clips.values()))[3]
         weights = "\n".join(_weights(key)) or "none"
         table.add_row(key, f"{network.parameters / 1e6:.1f}", f"{network.gmacs:.1f}", f"{frames}, {side}", weights)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, width=max(lines.width, TABLE_WIDTH)).print(table)
     lines.print("GMAC: billions of multiplications with addition (2 FLOP) for the frames of one training example.")
     lines.print(f"{INFLATED}SOURCE is any 2D classifier, inflated: {INFLATED}timm/resnet26d")
     lines.print("\nBest reported top-1 (/ top-5), percent:")
     for key, network in MODELS.items():
         if network.reported:
-            lines.print(f"{key:<16}{network.reported[0]}")
+            lines.print(f"{key:<26}{network.reported[0]}")
 
 
 def _details(name: str, network: "Network") -> str:

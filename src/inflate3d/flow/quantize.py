@@ -104,7 +104,7 @@ def dequantize(codes: Tensor, *, bound: float = BOUND_PIXELS) -> Tensor:
     check_quantizer("none", bound)
     if codes.is_floating_point():
         return codes.float()
-    return ((codes.double() / 127.5 - 1) * bound).float()
+    return (codes.float() / 127.5 - 1) * bound
 
 
 def check_quantizer(quantizer: str, bound: float) -> None:

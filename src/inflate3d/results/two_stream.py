@@ -362,9 +362,9 @@ def flow_to_input(codes: Tensor, crop: int, kind: CropKind = "center", *, bound:
         >>> flow_to_input(torch.full((3, 2, 16, 20), 255, dtype=torch.uint8), 16)[0, :, 0, 0, 0].tolist()
         [1.0, 1.0]
     """
-    values = dequantize(codes, bound=bound) / bound
     views = []
-    for name, view in crops(values, crop, kind).items():
-        sign = view.new_tensor([-1.0 if name.startswith("mirrored-") else 1.0, 1.0])
-        views.append(view * sign[:, None, None])
+    for name, view in crops(codes, crop, kind).items():
+        values = dequantize(view, bound=bound) / bound
+        sign = values.new_tensor([-1.0 if name.startswith("mirrored-") else 1.0, 1.0])
+        views.append(values * sign[:, None, None])
     return torch.stack(views).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)

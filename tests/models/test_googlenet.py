@@ -92,7 +92,8 @@ def test_with_the_center_a_still_clip_is_answered_as_the_picture(googlenet2d):
         found = model.endpoints(still(picture, 17), ["Mixed_3c", "Mixed_5c", "Logits_per_step", "Logits"])
     for name2d, name3d in (("inception3b", "Mixed_3c"), ("inception5b", "Mixed_5c")):
         expected = still(maps[name2d], found[name3d].shape[2])
-        torch.testing.assert_close(found[name3d], expected, rtol=1e-4, atol=1e-4)
+        # random batch norms let float32's rounding grow to 1e-4 of the largest value
+        torch.testing.assert_close(found[name3d], expected, rtol=0, atol=1e-3 * float(expected.max()))
     assert found["Logits_per_step"].shape == (2, 11, 2)
     torch.testing.assert_close(found["Logits"], maps["fc"], rtol=1e-4, atol=1e-4)
 

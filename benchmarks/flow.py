@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.functional import resize
 
 from inflate3d.clips.files import find_videos
@@ -76,6 +76,10 @@ def compare(paths: list[str], arguments: argparse.Namespace) -> None:
         within += (difference.abs() <= 1).double().mean((1, 2, 3)).tolist()
         print(f"pairs {start + 1} to {start + len(first)}: {cost.wall:.3f} s against {reference_cost.wall:.3f} s each")
     report(costs, distances, within)
+    for name in ("dis", "farneback"):
+        method = find_method(name)
+        _, cost = timed(lambda a=first, b=second: method(a, b), len(first))  # noqa: B023 - run at once
+        print(f"{name}: {cost.processor:.3f} s of processor time for a pair")
 
 
 def report(costs: list[tuple[Cost, Cost]], distances: list[float], within: list[float]) -> None:
@@ -89,7 +93,7 @@ def report(costs: list[tuple[Cost, Cost]], distances: list[float], within: list[
 
 
 def truth(files: list[str]) -> None:
-    first, second = (read_image(file, ImageReadMode.RGB).permute(1, 2, 0)[None] for file in files[:2])
+    first, second = (torch.from_numpy(np.array(Image.open(file).convert("RGB")))[None] for file in files[:2])
     data = np.fromfile(files[2], np.float32)
     width, height = data[1:3].view(np.int32)
     expected = torch.from_numpy(data[3:].reshape(height, width, 2)).permute(2, 0, 1).double()

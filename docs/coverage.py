@@ -291,8 +291,9 @@ answers the picture: relative error at most 1e-5, or five times what the 2D mode
 - **Refused**: the model cannot be inflated, and the error says why.
 - **Different**: an answer differs. **Broken**: an error that is none of ours.
 
-Sizes are the smallest of each file of timm and the default of each type of transformers. Pictures are {small} pixels
-where the model takes them, or of the model's own size. Made by `make coverage`.
+Weights are random, and no parameter is left a constant. Sizes are the smallest of each file of timm and the default of
+each type of transformers. Pictures are {small} pixels where the model takes them and there are no strides in time, else
+of the model's own size. Made by `make coverage`.
 
 {summary}
 
@@ -308,7 +309,7 @@ where the model takes them, or of the model's own size. Made by `make coverage`.
 
 def page(rows: Rows) -> str:
     """Write the page."""
-    versions = {module.__name__: module.__version__ for module in (timm, torchvision, transformers)}
+    versions = {module.__name__: module.__version__.partition("+")[0] for module in (timm, torchvision, transformers)}
     tables = {preset: table(found) for preset, found in rows.items()}
     return PAGE.format(**versions, **tables, small="x".join(map(str, SMALL_PICTURE)), summary=summary(rows))
 

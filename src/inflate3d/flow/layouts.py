@@ -13,9 +13,9 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import encode_jpeg
 
 from inflate3d.atomic import replacing
 from inflate3d.checks import is_count
@@ -210,10 +210,10 @@ class _Run:
             self.note(None)
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
             num_flows = found.pop("num_flows")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise self.refusal(f"{RECORD} cannot be read", "what this command wrote", str(error)) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.refusal(f"{RECORD} cannot be read", "what this command wrote", repr(error)) from error
         if found != self.record:
             different = [name for name in self.record if found.get(name) != self.record[name]]
             got = ", ".join(f"{name}: {found.get(name)}" for name in different)
@@ -247,7 +247,7 @@ class _Run:
     def image(self, index: int, picture: Tensor) -> None:
         path = self.folder / IMAGE.format(index=index + LAYOUTS[self.options.layout].first_index)
         if self.options.images and not path.exists():
-            _write_jpeg(path, picture.permute(2, 0, 1), self.options.jpeg_quality)
+            _write_jpeg(path, picture, self.options.jpeg_quality)
 
     def pair(self, index: int, first: Tensor, second: Tensor) -> None:
         if not self.is_done(index):
@@ -272,7 +272,7 @@ class _Run:
                 np.save(file, codes.numpy())
             return
         for path, plane in zip(files, codes, strict=True):
-            _write_jpeg(path, plane[None], self.options.jpeg_quality)
+            _write_jpeg(path, plane, self.options.jpeg_quality)
 
     def finish(self, num_flows: int) -> None:
         parts = [self.files(index)[0] for index in range(num_flows)]
@@ -290,9 +290,13 @@ class _Run:
 
 
 def _write_jpeg(path: Path, picture: Tensor, quality: int) -> None:
-    data = encode_jpeg(picture.contiguous(), quality).numpy().tobytes()
+    """Write `[h, w]` or `[h, w, 3]` bytes; Pillow and OpenCV have one JPEG library and so one scale of quality."""
+    from PIL import Image  # noqa: PLC0415 - comes with torchvision
+
+    buffer = BytesIO()
+    Image.fromarray(picture.numpy()).save(buffer, "JPEG", quality=quality)
     with replacing(path) as draft:
-        draft.write_bytes(data)
+        draft.write_bytes(buffer.getvalue())
 
 
 def _write_npz(path: Path, parts: list[Path], options: FlowFileOptions) -> None:
@@ -314,9 +318,10 @@ def _write_grey_video(path: Path, parts: list[Path], axis: int) -> None:
     """Write one component of all parts as H.264 without loss, a frame each."""
     with replacing(path) as draft, av.open(str(draft), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=25, options={"qp": "0", "preset": "veryfast"})
-        stream.pix_fmt = "gray"
+        stream.pix_fmt, stream.codec_context.color_range = "gray", ColorRange.JPEG  # all of 0..255
+        stream.height, stream.width = np.load(parts[0]).shape[1:]
         for part in parts:
-            plane = np.ascontiguousarray(np.load(part)[axis])
-            stream.height, stream.width = plane.shape
-            container.mux(stream.encode(VideoFrame.from_ndarray(plane, format="gray")))
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(np.load(part)[axis]), format="gray")
+            frame.color_range = ColorRange.JPEG
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

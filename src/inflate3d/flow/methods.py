@@ -220,8 +220,8 @@ def _raft(name: str, device: str, weights: str | Path | None) -> FlowMethod:
         raise InflateError(
             f"the weights are not those of {name}",
             where=str(weights),
-            expected=f"the state dict of torchvision's {name.replace('-', '_')}",
-            got=str(error).strip().splitlines()[1].strip(),
+            expected=f"the state dict of torchvision's {build.__name__}",
+            got=f"{str(error).strip().splitlines()[1].strip():.100} ...",
             fix="take the other of raft and raft-small, or torchvision's own file",
         ) from error
     net = net.to(device)

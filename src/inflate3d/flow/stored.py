@@ -2,22 +2,22 @@
 
 import json
 import re
-import struct
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from inflate3d.checks import is_number
 from inflate3d.errors import InflateError
@@ -31,7 +31,6 @@ DATASET = re.compile(r"flow_([xy])_(\d{1,9})")
 Parts = dict[int, dict[str, str]]  # number of a flow: its components and their names
 
 MAX_PICTURE_BYTES, MAX_PIXELS = 2**26, 2**25  # one flow; far above any video
-START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that carry the size of a JPEG
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +41,13 @@ class StoredFlow:
         source: The file or folder.
         num_flows: How many there are, where it is known without reading.
         opened: Makes one pass over them: `[2, h, w]` float32, pixels.
+        quantized: Whether they were kept as codes, so that they have to be taken as they are.
     """
 
     source: Path
     num_flows: int | None
     opened: Callable[[], Iterator[Tensor]]
+    quantized: bool = True
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.opened()
@@ -202,40 +203,21 @@ def _from_pictures(datas: Sequence[bytes], bound: float, where: Path) -> Tensor:
 
 
 def _decoded(data: bytes, where: Path, *, color: bool) -> Tensor:
-    size = picture_size(data)
-    if size is None:
-        raise _unreadable(where, "neither a JPEG nor a PNG")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise _too_large(where)
+    """Decode a picture, once its header has told that it is not too large; `[1, h, w]`, or `[3, h, w]` in color."""
+    from PIL import Image  # noqa: PLC0415 - comes with torchvision
+
     try:
-        picture: Tensor = decode_image(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB if color else ImageReadMode.GRAY
-        )
-    except RuntimeError as error:
-        raise _unreadable(where, str(error).strip().splitlines()[0]) from error
-    return picture
-
-
-def picture_size(data: bytes) -> tuple[int, int] | None:
-    """Read width and height of a PNG or JPEG from its header, before any memory is taken for its pixels.
-
-    Source: PNG specification, IHDR; ITU T.81, B.2.2.
-
-    Example:
-        >>> picture_size(b"no picture") is None
-        True
-    """
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        return width, height
-    place = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], struct.unpack_from(">H", data, place + 2)[0]
-        if marker in START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            return width, height
-        place += 1 if marker == 0xFF else 2 + length
-    return None
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise _too_large(where)
+            pixels = np.array(picture.convert("RGB" if color else "L"))
+    except Image.DecompressionBombError as error:
+        raise _too_large(where) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, InflateError):
+            raise
+        raise _unreadable(where, str(error)) from error
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def _hdf5(path: Path, bound: float) -> StoredFlow:
@@ -250,33 +232,34 @@ def _hdf5(path: Path, bound: float) -> StoredFlow:
             fix='pip install "inflate3d[hdf5]"',
         ) from error
     parts: Parts = defaultdict(dict)
+    kinds = set()
     try:
         with h5py.File(path, "r") as file:
             for match in filter(None, map(DATASET.fullmatch, file)):
-                parts[int(match[2])][match[1]] = match[0]
+                parts[int(match[2])][match[1]] = name = match[0]
+                # nothing of another file: neither by a link nor as the storage of a dataset
+                own = isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset)
+                if not own or file[name].external or file[name].is_virtual or file[name].ndim != 2:
+                    raise _unreadable(path, f"{name} is no array [h, w] of this file")
+                kinds.add(file[name].dtype.kind)
+                if file[name].size > MAX_PIXELS:
+                    raise _too_large(path)
     except OSError as error:
         raise _unreadable(path, str(error)) from error
-    if not parts:
-        raise _unreadable(path, "no datasets flow_x_00000, flow_y_00000 and so on")
+    if not parts or kinds not in ({"f"}, {"u"}):
+        raise _unreadable(path, f"no datasets flow_x_00000, flow_y_00000 and so on of one kind, {kinds or 'none'}")
     names = _gapless(path, parts)
 
     def flows() -> Iterator[Tensor]:
         with h5py.File(path, "r") as file:
             for pair in names:
-                for name in pair:
-                    # nothing of another file: neither by a link nor as the storage of a dataset
-                    own = isinstance(file.get(name, getlink=True), h5py.HardLink) and hasattr(file[name], "ndim")
-                    if not own or file[name].ndim != 2 or file[name].dtype.kind not in "fu":
-                        raise _unreadable(path, f"{name} is no array [h, w] of this file")
-                    if file[name].size > MAX_PIXELS or file[name].external or file[name].is_virtual:
-                        raise _too_large(path)
                 yield _pixels(np.stack([file[name][()] for name in pair]), bound)
 
-    return StoredFlow(path, len(names), flows)
+    return StoredFlow(path, len(names), flows, quantized=kinds != {"f"})
 
 
 def _pixels(array: NDArray[Any], bound: float) -> Tensor:
-    return dequantize(torch.from_numpy(np.ascontiguousarray(array)), bound=bound)
+    return dequantize(torch.from_numpy(np.array(array)), bound=bound)
 
 
 class _Header(NamedTuple):
@@ -310,12 +293,13 @@ def _npz(path: Path, bound: float) -> StoredFlow:
                     raise _unreadable(path, "the array ends before its shape says so")
                 yield _pixels(np.frombuffer(data, header.dtype).reshape(2, h, w), bound)
 
-    return StoredFlow(path, n, flows)
+    return StoredFlow(path, n, flows, quantized=header.dtype.kind != "f")
 
 
 def _npy_header(file: Any) -> _Header:
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    if np.lib.format.read_magic(file) != (1, 0):  # later ones may have headers of any length
+        raise ValueError("flow is no array of numpy's format 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     fits = len(shape) == 4 and shape[0] >= 1 and shape[1] == 2 and 0 < shape[2] * shape[3] <= MAX_PIXELS
     if fortran or not fits or dtype.kind not in "fui" or dtype.itemsize > 8:
         raise ValueError(f"flow is {shape} {dtype}, not [n, 2, h, w] of floats or bytes")
@@ -335,9 +319,18 @@ def _video_flows(videos: Sequence[Path], bound: float) -> Iterator[Tensor]:
         try:
             containers = [stack.enter_context(av.open(str(video))) for video in videos]
             for frames in zip(*(container.decode(video=0) for container in containers), strict=True):
-                yield _pixels(np.stack([frame.to_ndarray(format="gray") for frame in frames]), bound)
+                yield _pixels(np.stack([_brightness(frame) for frame in frames]), bound)
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise _unreadable(videos[0].parent, str(error)) from error
+
+
+def _brightness(frame: VideoFrame) -> NDArray[np.uint8]:
+    """Take the first plane as it is, without a conversion that would stretch its range."""
+    if frame.width * frame.height > MAX_PIXELS or frame.format.components[0].bits != 8:
+        raise ValueError(f"frames of {frame.width}x{frame.height}, {frame.format.name}")
+    rows = np.frombuffer(bytes(frame.planes[0]), np.uint8).reshape(-1, frame.planes[0].line_size)
+    picture: NDArray[np.uint8] = rows[: frame.height, : frame.width]
+    return picture
 
 
 def _unreadable(path: Path, got: str) -> InflateError:

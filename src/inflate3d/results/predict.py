@@ -1,7 +1,10 @@
 """A video and a classifier: its answer to every window and to the whole."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
 
@@ -277,6 +280,7 @@ class Answers:
         for window, row in zip(batch, logits, strict=True):
             self.windows.append(_window_prediction(window, row, self.options))
             self.weights.append(window.num_new)
+        _give_back_memory()
 
     def whole(self, class_names: tuple[str, ...] | None) -> VideoPrediction:
         """Average over the windows, each weighted by the frames that it adds."""
@@ -290,6 +294,18 @@ class Answers:
             windows=tuple(self.windows),
             class_names=class_names,
         )
+
+
+@cache
+def _malloc_trim() -> Callable[[int], object] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system; glibc would keep what lies between living frames, more with each window."""
+    trim = _malloc_trim()
+    if trim:
+        trim(0)
 
 
 def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:

@@ -45,7 +45,8 @@ class FlowOptions:
     Attributes:
         method: Computes the flow (`inflate3d.flow.methods.find_method`); None takes TV-L1.
         stored: Flow that was computed before, instead: a folder or file that `inflate3d.flow.stored.open_flow` takes,
-            or a folder that holds one such for each video, under the video's name without its suffix.
+            or a folder that holds one such for each video, under the video's name without its suffix. Flow that is
+            stored as codes is not quantized again.
         quantizer: What stood between flow and network in training. DeepMind's flow was kept in 256 steps; the
             quantizer of their released pipeline is `mediapipe`. `none` leaves the steps out.
         bound: Motion in pixels that becomes -1 and 1.
@@ -287,13 +288,16 @@ def _moving(
     frames: Iterator[SmallFrame], flow: FlowOptions, source: Source, told: Callable[[float], None], *, limited: bool
 ) -> Iterator[MovingFrame]:
     """Put frames and flow together, as codes, which take little memory while they wait for their window."""
+    quantizer = flow.quantizer
     if flow.stored is not None:
-        pairs = _with_stored(frames, open_flow(_stored_path(flow.stored, source), bound=flow.bound), limited=limited)
+        stored = open_flow(_stored_path(flow.stored, source), bound=flow.bound)
+        pairs = _with_stored(frames, stored, limited=limited)
+        quantizer = "none" if stored.quantized else quantizer  # a second time would move codes by one
     else:
         method = flow.method or find_method("tvl1")
         pairs = with_flow(frames, lambda frame: frame.picture, method, batch_size=PAIRS_AT_A_TIME)
     for frame, pixels in pairs:
-        yield MovingFrame(*frame, quantize(pixels, flow.quantizer, bound=flow.bound))
+        yield MovingFrame(*frame, quantize(pixels, quantizer, bound=flow.bound))
         told(frame.time_seconds)
 
 

@@ -13,7 +13,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torchvision.io import encode_png
 
 from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError
@@ -135,9 +134,10 @@ def write_png(path: Path, picture: Tensor) -> None:
     Raises:
         InflateError: The file cannot be written.
     """
-    data = encode_png(picture.permute(2, 0, 1).contiguous()).numpy().tobytes()
+    from PIL import Image  # noqa: PLC0415 - comes with torchvision
+
     with replacing(path) as draft:
-        draft.write_bytes(data)
+        Image.fromarray(picture.numpy()).save(draft, "PNG")
 
 
 def write_overlay(

@@ -17,7 +17,9 @@ from inflate3d.flow.median import median_flat
 
 MIN_SIDE_PIXELS = 3  # a centred difference needs neighbours
 MIN_LEVEL_PIXELS = 16  # smaller levels of the pyramid are left out
-MAX_FUSED_OPS = 10**6  # the comparisons of a median have to stay one loop, without planes stored in between
+# How torch.compile fuses: a median has to stay one loop. Where a step of it depends on so many pixels, its plane is
+# stored in between; fewer take three times as long, more take longer to compile and need more registers than there are.
+FUSION = {"realize_opcount_threshold": 10**6, "realize_reads_threshold": 10**6, "realize_acc_reads_threshold": 14}
 
 
 @dataclass(frozen=True)
@@ -342,9 +344,8 @@ class _Kernels(NamedTuple):
 
 
 def _compile(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    options: dict[str, Any] = dict.fromkeys(("realize_opcount_threshold", "realize_reads_threshold"), MAX_FUSED_OPS)
     # a step is too short to be shared out among threads
-    return torch.compile(kernel, dynamic=True, options={**options, "cpp.threads": 1})
+    return torch.compile(kernel, dynamic=True, options={**FUSION, "cpp.threads": 1})
 
 
 PLAIN = _Kernels(_step_flow, _step_duals, median_flat)
@@ -357,8 +358,8 @@ def _compiled_kernels(device: str) -> _Kernels:
     with _COMPILING:
         if device not in _COMPILED:
             one, two = torch.rand(2, 1, 24, 35, device=device)
-            kernels = _Kernels(_compile(_step_flow), _compile(_step_duals), _compile(median_flat))
             try:
+                kernels = _Kernels(_compile(_step_flow), _compile(_step_duals), _compile(median_flat))
                 with torch.no_grad():
                     _solve(one, two, Tvl1Options(), kernels)
             except Exception as error:

@@ -65,7 +65,7 @@ DAMAGE: dict[str, tuple[Callable[[Tensor, int], Tensor], tuple[int, ...], str]] 
     "blur": (blur, (1, 2, 4), "sigma, pixels"),
     "noise": (noise, (8, 16, 32), "sigma, of 255 levels"),
     "freeze": (freeze, (2, 4, 16), "frames that stand still"),
-    "shuffle": (shuffle, (2, 4, 16), "frames shuffled among each other"),
+    "shuffle": (shuffle, (2, 4, 16), "frames in a shuffled run"),
 }
 
 
@@ -116,7 +116,7 @@ def measure(videos: Path, folder: Path) -> None:
     NUMBERS.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def equal_sets(every: Tensor, protocol: Protocol, repeats: int = 10) -> dict[str, object]:
+def equal_sets(every: Tensor, protocol: Protocol, repeats: int = 50) -> dict[str, object]:
     """Split all clips at random into two halves and compare parts of them: the true distance is zero."""
     half = len(every) // 2
     sizes = [*(size for size in SIZES if size < half), half]
@@ -175,7 +175,8 @@ def damage_picture(numbers: dict[str, dict[str, list[float]]]) -> str:
             y = place(0, tick)[1]
             parts.append(_line(left, y, left + width, y, "#ddd"))
             parts.append(_text(left - 6, y + 4, str(tick), anchor="end", fill="#555"))
-        for i, strength in enumerate((0, *strengths)):
+        untouched = int(kind in {"freeze", "shuffle"})  # each frame once, runs of one frame
+        for i, strength in enumerate((untouched, *strengths)):
             parts.append(_text(place(i, 0)[0], top + height + 18, str(strength), fill="#555"))
         parts.append(_text(left + width / 2, top + height + 36, unit, fill="#555"))
         for color, found in zip(COLORS, numbers.values(), strict=False):

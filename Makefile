@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures coverage models ci wheel
+.PHONY: setup demo test check fix docs figures coverage models bench ci messages wheel
 
 setup: $(READY)
 
@@ -39,6 +39,13 @@ coverage: setup
 
 models: setup
 	$(BIN)/python docs/models.py
+
+# Half an hour; benchmarks/README.md says what goes into the folders PEERS and DATA.
+bench: setup
+	$(BIN)/python benchmarks/report.py --peers "$(PEERS)" --data "$(DATA)" $(ARGUMENTS)
+
+messages: setup
+	$(BIN)/python docs/messages.py
 
 # The wheel is imported in an environment that sees the first one's packages but not the checkout.
 wheel: setup

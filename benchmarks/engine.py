@@ -10,6 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
@@ -77,22 +78,19 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> None:
+def compare(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> dict[str, float]:
     ours(), theirs()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
-    ratio = statistics.median(a / b for a, b in pairs)
     first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{name}: {first:.3f} s against {second:.3f} s, median ratio {ratio:.3f}")
+    return {"ours": first, "theirs": second, "ratio": statistics.median(a / b for a, b in pairs)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=9)
-    runs = parser.parse_args().runs
+def measure(runs: int = 9) -> dict[str, Any]:
+    """Time planning with building, a training step of the inflated ResNet-50, and its frames plan forward."""
     torch.manual_seed(0)
     model2d = torchvision.models.resnet50().eval()
     build(make_plan(model2d), model2d)  # warm
-    print(f"plan + build of resnet50: {seconds(lambda: build(make_plan(model2d), model2d)):.2f} s")
+    plan = statistics.median(seconds(lambda: build(make_plan(model2d), model2d)) for _ in range(3))
 
     model3d = inflate(model2d)
     hand = by_hand(model2d, model3d)
@@ -105,14 +103,28 @@ def main() -> None:
         return lambda: model(clip).square().sum().backward()
 
     model3d.train(), hand.train()
-    compare("resnet50 video, forward and backward, 2x8x112x112, against 5D by hand", step(model3d), step(hand), runs)
+    training = compare(step(model3d), step(hand), runs)
 
     frames = inflate(model2d, "frames")
     flat = copy.deepcopy(model2d).to(memory_format=torch.channels_last)
     channels_last(frames)
     pictures = clip.transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
-        compare("resnet50 frames, forward, against the 2D model", lambda: frames(clip), lambda: flat(pictures), runs)
+        flat_frames = compare(lambda: frames(clip), lambda: flat(pictures), runs)
+    return {"plan_seconds": plan, "training": training, "frames": flat_frames}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=9)
+    found = measure(parser.parse_args().runs)
+    print(f"plan + build of resnet50: {found['plan_seconds']:.2f} s")
+    for title, name in (
+        ("resnet50 video, forward and backward, 2x8x112x112, against 5D by hand", "training"),
+        ("resnet50 frames, forward, against the 2D model", "frames"),
+    ):
+        times = f"{found[name]['ours']:.3f} s against {found[name]['theirs']:.3f} s"
+        print(f"{title}: {times}, median ratio {found[name]['ratio']:.3f}")
 
 
 def channels_last(model: nn.Module) -> None:

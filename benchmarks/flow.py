@@ -11,10 +11,10 @@ the mean end-point error of the methods against a ground truth (Middlebury .flo)
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,35 +61,53 @@ def timed(run: Callable[[], Tensor], count: int) -> tuple[Tensor, Cost]:
     return found, Cost((time.perf_counter() - wall) / count, (time.process_time() - processor) / count)
 
 
-def compare(paths: list[str], arguments: argparse.Namespace) -> None:
-    ours, theirs = find_method("tvl1", compiled=not arguments.plain), find_method("tvl1-opencv")
-    pairs = [pair for pair, _ in zip(pairs_of(paths, arguments.pairs), range(arguments.pairs), strict=False)]
-    ours(pairs[0][0][None, :64, :64], pairs[0][1][None, :64, :64])  # compile
+def measure(paths: list[str], pairs: int = 24, *, batch: int = 8, compiled: bool = True) -> dict[str, Any]:
+    """Solve pairs with OpenCV and with ours by turns, batch by batch."""
+    ours, theirs = find_method("tvl1", compiled=compiled), find_method("tvl1-opencv")
+    chosen = [pair for pair, _ in zip(pairs_of(paths, pairs), range(pairs), strict=False)]
+    ours(chosen[0][0][None, :64, :64], chosen[0][1][None, :64, :64])  # compile
     costs, distances, within = [], [], []
-    for start in range(0, len(pairs), arguments.batch):
-        first, second = (torch.stack(side) for side in zip(*pairs[start : start + arguments.batch], strict=True))
+    for start in range(0, len(chosen), batch):
+        first, second = (torch.stack(side) for side in zip(*chosen[start : start + batch], strict=True))
         flow, cost = timed(lambda a=first, b=second: ours(a, b), len(first))
         reference, reference_cost = timed(lambda a=first, b=second: theirs(a, b), len(first))
         costs.append((cost, reference_cost))
         distances += (flow - reference).double().norm(dim=1).mean((1, 2)).tolist()
         difference = quantize(flow, "mediapipe").int() - quantize(reference, "mediapipe").int()
         within += (difference.abs() <= 1).double().mean((1, 2, 3)).tolist()
-        print(f"pairs {start + 1} to {start + len(first)}: {cost.wall:.3f} s against {reference_cost.wall:.3f} s each")
-    report(costs, distances, within)
-    for name in ("dis", "farneback"):
-        method = find_method(name)
-        _, cost = timed(lambda a=first, b=second: method(a, b), len(first))  # noqa: B023 - run at once
-        print(f"{name}: {cost.processor:.3f} s of processor time for a pair")
+        print(
+            f"pairs {start + 1} to {start + len(first)}: {cost.wall:.3f} s against {reference_cost.wall:.3f} s each",
+            file=sys.stderr,
+            flush=True,
+        )
+    others = {
+        name: timed(lambda name=name: find_method(name)(first, second), len(first))[1].processor
+        for name in ("dis", "farneback")
+    }
+    return {
+        "pairs": len(chosen),
+        "mean_pixels": statistics.mean(distances),
+        "worst_pixels": max(distances),
+        "mean_within": statistics.mean(within),
+        "worst_within": min(within),
+        "others_processor_seconds": others,
+    } | {name: _ratio(costs, name) for name in Cost._fields}
 
 
-def report(costs: list[tuple[Cost, Cost]], distances: list[float], within: list[float]) -> None:
-    print(f"distance from OpenCV: mean {statistics.mean(distances):.4f} px, worst pair {max(distances):.4f} px")
-    print(f"quantized values within 1: mean {statistics.mean(within):.3%}, worst pair {min(within):.3%}")
+def _ratio(costs: list[tuple[Cost, Cost]], name: str) -> dict[str, float]:
+    mine, others = ([getattr(pair[side], name) for pair in costs] for side in (0, 1))
+    ratio = statistics.median(a / b for a, b in zip(mine, others, strict=True))
+    return {"ours": statistics.mean(mine), "theirs": statistics.mean(others), "ratio": ratio}
+
+
+def report(found: dict[str, Any]) -> None:
+    print(f"distance from OpenCV: mean {found['mean_pixels']:.4f} px, worst pair {found['worst_pixels']:.4f} px")
+    print(f"quantized values within 1: mean {found['mean_within']:.3%}, worst pair {found['worst_within']:.3%}")
     for name in Cost._fields:
-        mine, others = (sum(getattr(pair[side], name) for pair in costs) / len(costs) for side in (0, 1))
-        median = statistics.median(getattr(a, name) / getattr(b, name) for a, b in costs)
-        times = f"{mine:.3f} s against {others:.3f} s"
-        print(f"{name} time of a pair: {times}, ratio {mine / others:.2f}, median of the batches {median:.2f}")
+        times = f"{found[name]['ours']:.3f} s against {found[name]['theirs']:.3f} s"
+        print(f"{name} time of a pair: {times}, median ratio of the batches {found[name]['ratio']:.2f}")
+    for name, cost in found["others_processor_seconds"].items():
+        print(f"{name}: {cost:.3f} s of processor time for a pair")
 
 
 def truth(files: list[str]) -> None:
@@ -115,7 +133,8 @@ def main() -> None:
     if arguments.truth:
         truth(arguments.truth)
     else:
-        compare([str(Path(path)) for path in arguments.paths] or [str(fetch_demo_clip())], arguments)
+        paths = arguments.paths or [str(fetch_demo_clip())]
+        report(measure(paths, arguments.pairs, batch=arguments.batch, compiled=not arguments.plain))
 
 
 if __name__ == "__main__":

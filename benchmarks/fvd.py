@@ -47,7 +47,8 @@ def seconds(call: Callable[[], float]) -> tuple[float, float]:
     return time.perf_counter() - start, value
 
 
-def numerics(runs: int, clips: int) -> None:
+def measure(runs: int = 5, clips: int = 2048) -> dict[str, float]:
+    """Time both by turns on the same features."""
     mix = torch.randn(400, 400) / torch.arange(1, 401).sqrt()
     one, two = torch.randn(clips, 400) @ mix.T, torch.randn(clips, 400) @ mix.T
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -58,10 +59,14 @@ def numerics(runs: int, clips: int) -> None:
     mine, theirs = ([pair[i][0] for pair in pairs] for i in range(2))
     ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
     error = abs(pairs[0][0][1] / pairs[0][1][1] - 1)
-    print(
-        f"{clips} x 400: ours {statistics.median(mine):.2f} s and {memory:.0f} MB, SciPy "
-        f"{statistics.median(theirs):.2f} s, ratio {ratio:.1f}, relative difference {error:.1g}"
-    )
+    return {
+        "clips": clips,
+        "ours": statistics.median(mine),
+        "theirs": statistics.median(theirs),
+        "ratio": ratio,
+        "memory_mb": memory,
+        "relative_difference": error,
+    }
 
 
 def noise(seed: int) -> Iterator[torch.Tensor]:
@@ -93,7 +98,12 @@ def main() -> None:
     if arguments.published:
         published()
     else:
-        numerics(arguments.runs, arguments.clips)
+        found = measure(arguments.runs, arguments.clips)
+        print(
+            f"{found['clips']} x 400: ours {found['ours']:.2f} s and {found['memory_mb']:.0f} MB, SciPy "
+            f"{found['theirs']:.2f} s, ratio {found['ratio']:.1f}, "
+            f"relative difference {found['relative_difference']:.1g}"
+        )
 
 
 if __name__ == "__main__":

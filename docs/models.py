@@ -46,7 +46,7 @@ def main() -> None:
 
 def cost(network: Network) -> tuple[int, float]:
     """Count parameters, and billions of multiplications with addition for one training example."""
-    if network.needs_values:
+    if network.made_from:
         model = network.build().eval().to("meta")
     else:
         with torch.device("meta"):
@@ -85,7 +85,7 @@ def table_1(rows: dict[str, tuple[int, float]]) -> str:
 
 def inflated(rows: dict[str, tuple[int, float]], start: str) -> str:
     """List the networks that the engine makes, those whose names start so."""
-    made = [name for name, network in MODELS.items() if network.needs_values and name.startswith(start)]
+    made = [name for name, network in MODELS.items() if network.made_from and name.startswith(start)]
     sizes = {name: " x ".join(map(str, MODELS[name].clips["rgb"][1:])) for name in made}
     return "\n".join(
         f"| `{name}` | {rows[name][0] / 1e6:.1f}M | {sizes[name]} | {rows[name][1]:.1f} |" for name in made
@@ -201,7 +201,7 @@ ResNet with a pool over time behind the first stage, and non-local blocks where 
 and `nonlocal-32f` are Wang et al.'s own. All look at 3 frames in the first convolution of every second block:
 
 ```python
-from inflate3d.models.resnet_i3d import resnet_i3d
+from inflate3d.models.inflated import resnet_i3d
 
 model2d = torchvision.models.resnet50(num_classes=7)  # weights="DEFAULT" downloads those of ImageNet
 model = resnet_i3d("pyslowfast-8x8", 7, non_local=True, model2d=model2d).eval()
@@ -227,9 +227,9 @@ with torch.inference_mode():
     print(model(torch.zeros(1, 3, 16, 112, 112)).shape)  # [1, 7]
 ```
 
-`inflated_classifier("torchvision/resnet18", 7, weights="resnet18.pth")` of `inflate3d.models.inflated` starts from a
-2D checkpoint. Pixels in -1..1 are normalized inside as the 2D model was trained. Nobody has published accuracies for
-these networks.
+`inflate3d.load("inflated/torchvision/resnet18", init="resnet18.pth", num_classes=7)` starts from a 2D checkpoint, in
+any form that [weights](weights.md) may have. Pixels in -1..1 are normalized inside as the 2D model was trained. Nobody
+has published accuracies for these networks.
 
 ## What is reported
 

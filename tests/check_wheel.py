@@ -10,7 +10,7 @@ from pathlib import Path
 
 USE = """
 import inflate3d, torch
-from inflate3d.weights.labels import read_labels
+from inflate3d.weights.catalogue import read_labels
 assert "site-packages" in inflate3d.__file__ and "borrowed" not in inflate3d.__file__, inflate3d.__file__
 assert len(read_labels("kinetics-400")) == 400
 with torch.inference_mode():

@@ -167,3 +167,34 @@ def test_help_imports_nothing_heavy():
     printed = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert "predict" in printed
     assert "HEAVY []" in printed
+
+
+def public_functions(path: Path) -> list[ast.FunctionDef]:
+    """Functions and methods of public classes whose names do not begin with an underscore."""
+    tree = ast.parse(path.read_text())
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]
+    return [one for body in bodies for one in body if isinstance(one, ast.FunctionDef) and one.name[0] != "_"]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "cli" not in path.parts], ids=module_name)
+def test_docstrings_tell_errors_and_arguments(path):
+    """What a function raises itself is in its docstring; and where there is an Args section, it names them all."""
+    for function in public_functions(path):
+        words = ast.get_docstring(function) or ""
+        raised = [ast.unparse(node.exc) for node in ast.walk(function) if isinstance(node, ast.Raise) and node.exc]
+        if any("InflateError" in error for error in raised):
+            assert "Raises:" in words, f"{path.name}, {function.name}: Raises"
+        arguments = [one.arg for one in (*function.args.args, *function.args.kwonlyargs)]
+        if "Args:" in words:
+            told = words.partition("Args:")[2]
+            missing = [name for name in arguments if name not in {"self", "cls"} and f" {name}:" not in told]
+            assert not missing, f"{path.name}, {function.name}: {missing}"
+
+
+# Nothing is to be shown of them alone: what they hold comes out of the functions that make them
+WITHOUT_EXAMPLE = {"Clip", "Failure", "InflateWarning", "Proof", "VideoPrediction"}
+
+
+@pytest.mark.parametrize("name", sorted(set(inflate3d.__all__) - WITHOUT_EXAMPLE))
+def test_public_names_come_with_an_example(name):
+    assert "Example:" in (getattr(inflate3d, name).__doc__ or "")

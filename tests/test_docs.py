@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -87,3 +88,23 @@ def test_docstring_examples_run(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
+
+
+@pytest.fixture(scope="module")
+def messages():
+    """The script that lists the package's messages."""
+    spec = importlib.util.spec_from_file_location("messages", ROOT / "docs" / "messages.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_page_of_messages_is_up_to_date(messages):
+    assert (ROOT / "docs" / "messages.md").read_text() == messages.page(list(messages.messages())), "make messages"
+
+
+def test_every_error_fills_its_slots(messages):
+    found = [message for message in messages.messages() if message.kind == "error"]
+    assert len(found) > 100
+    for message in found:
+        assert len(message.slots) == 5 and all(message.slots), message

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from inflate3d.errors import InflateError as InflateError
     from inflate3d.errors import InflateWarning as InflateWarning
     from inflate3d.inflation.adapters import adapts as adapts
-    from inflate3d.inflation.build import Inflated as Inflated
+    from inflate3d.inflation.inflated import Inflated as Inflated
     from inflate3d.inflation.build import build as build
     from inflate3d.inflation.build import deflate as deflate
     from inflate3d.inflation.build import inflate as inflate
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inflate3d.inflation.proof import Proof as Proof
     from inflate3d.inflation.proof import prove as prove
     from inflate3d.models.inception import InceptionI3d as InceptionI3d
-    from inflate3d.results.predict import PredictOptions as PredictOptions
+    from inflate3d.results.network import PredictOptions as PredictOptions
     from inflate3d.results.predict import predict as predict
     from inflate3d.results.predict import predict_many as predict_many
     from inflate3d.results.prediction import Failure as Failure
@@ -44,10 +44,10 @@ _HOMES = {
     "InceptionI3d": "models.inception",
     "InflateError": "errors",
     "InflateWarning": "errors",
-    "Inflated": "inflation.build",
+    "Inflated": "inflation.inflated",
     "Insert": "inflation.plan",
     "Plan": "inflation.plan",
-    "PredictOptions": "results.predict",
+    "PredictOptions": "results.network",
     "Proof": "inflation.proof",
     "Rule": "inflation.plan",
     "VideoPrediction": "results.prediction",

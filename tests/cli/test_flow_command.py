@@ -14,7 +14,7 @@ import torch
 
 from inflate3d import InceptionI3d, InflateError
 from inflate3d.cli.predict import FlowStream, _check_stream
-from inflate3d.weights.convert import convert_checkpoint
+from inflate3d.weights.checkpoint import convert_checkpoint
 
 INFLATE3D = [sys.executable, "-m", "inflate3d"]
 

@@ -65,9 +65,17 @@ def test_json_on_standard_output_is_nothing_but_json(kinetics_weights):
     assert len(json.loads(done.stdout)["videos"][0]["top"]) == 5
 
 
+@pytest.mark.weights
+def test_int8_prints_what_it_costs(kinetics_weights):
+    done = run("predict", fetch_demo_clip(), "--num-frames", 9, "--window", 9, "--precision", "int8", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"int8; 1 calibration clips: lowest cosine 0\.9\d+, same first answer for 1 of 1", done.stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["video.mp4", "--workers", "0"], "workers=0, allowed is 1 or more, or None"),
         (["video.mp4", "--fps", "often"], "the frame rate is no number"),
         (["video.mp4", "--crops", "six"], "crops='six', allowed is center, three, five, ten"),
         (["video.mp4", "--fps", "0"], "fps=0.0, allowed is"),

@@ -247,7 +247,7 @@ def test_what_is_no_flow_at_all(tmp_path, monkeypatch):
     with pytest.raises(InflateError, match="no datasets"):
         open_flow(tmp_path / "empty.h5")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(InflateError, match=r"HDF5 files need h5py(.|\n)*inflate3d\[hdf5\]"):
+    with pytest.raises(InflateError, match=r"the package h5py is missing(.|\n)*inflate3d\[hdf5\]"):
         open_flow(tmp_path / "empty.h5")
 
 

@@ -204,7 +204,7 @@ def test_other_heads_and_backbones(config, kind, sides, shapes):
     torch.manual_seed(0)
     model2d, picture = kind(config).eval(), torch.zeros(1, 3, *sides)
     plan = make_plan(model2d, example=picture)
-    model3d = inflate(model2d, plan if plan.looks_through_time else "frames", example=picture)
+    model3d = inflate(model2d, plan if plan.looks_through_time else make_plan(model2d, "frames", example=picture))
     answer = model3d(pixel_values=moving(picture))
     for name, shape in shapes.items():
         found = getattr(answer, name)

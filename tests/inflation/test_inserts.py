@@ -341,9 +341,7 @@ def test_plans_from_before_there_were_inserts_can_be_read():
     old = json.loads(plan.to_json())
     del old["inserts"]
     assert Plan.from_json(json.dumps(old)) == plan
-    with pytest.raises(
-        InflateError, match=r"this is no plan(.|\n)*cannot be inserted|this is no plan(.|\n)*what='pool'"
-    ):
+    with pytest.raises(InflateError, match=r"cannot be inserted(.|\n)*what='pool'"):
         Plan.from_json(json.dumps({**old, "inserts": [{"after": "stem", "what": "pool"}]}))
 
 
@@ -375,7 +373,10 @@ def test_an_insert_may_be_all_that_looks_through_time():
         ({"what": "temporal_conv", "time_stride": 2}, r"time_stride=2 \(allowed: none\)"),
         ({"what": "temporal_conv", "time_kernel": 0}, r"time_kernel=0 \(allowed: 1 or more\)"),
         ({"what": "nonlocal", "time_kernel": 3}, r"time_kernel=3 \(allowed: none\)"),
-        ({"what": "nonlocal", "padding": "causal"}, r"cannot be causal(.|\n)*padding='causal' \(allowed: replicate\)"),
+        (
+            {"what": "nonlocal", "padding": "causal"},
+            r"padding='causal' \(allowed: replicate\)",
+        ),
         ({"what": "nonlocal", "attention": "max", "sub_sample": True}, r"attention='max'(.|\n)*; sub_sample=True"),
         ({"what": "nonlocal", "after": ""}, "after='' "),
         ({"what": "time_pool", "position": -1}, "position=-1"),
@@ -434,7 +435,7 @@ def test_several_faults_are_told_together_and_a_foreign_plan_is_refused():
     foreign = replace(plan, inserts=(Insert("stam", "time_pool"),))
     with pytest.raises(InflateError, match=r"stam: no such module(.|\n)*stem"):
         build(foreign, Residual())
-    with pytest.raises(InflateError, match="cannot be causal"):
+    with pytest.raises(InflateError, match="cannot be inserted"):
         make_plan(Residual(), "causal", example=PICTURE, inserts=[Insert("pool", "nonlocal")])
 
 

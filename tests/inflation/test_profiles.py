@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.profiles import PROFILE_NAMES, PROFILES, family, phase_taps, profile_taps
+from inflate3d.inflation.profiles import FAMILY, PROFILE_NAMES, family, phase_taps, profile_taps
 
-NAMED = [*PROFILES, "lambda=-0.7", "lambda=0.5", "lambda=3"]
+NAMED = [*FAMILY, "shift", "lambda=-0.7", "lambda=0.5", "lambda=3"]
 
 
 @pytest.mark.parametrize("profile", [*NAMED, lambda num_taps: np.hanning(num_taps + 2)[1:-1] / ((num_taps + 1) / 2)])

@@ -20,7 +20,7 @@ from inflate3d.clips.transforms import frames_to_input
 from inflate3d.clips.video import read_clip
 from inflate3d.inflation.build import deflate, inflate
 from inflate3d.weights.catalogue import PackageFile
-from inflate3d.weights.package_file import read_package_file
+from inflate3d.weights.fetch import read_package_file
 
 DOGS = range(151, 269)  # Chihuahua to Mexican hairless, in the order of ImageNet-1k
 

@@ -7,12 +7,19 @@ from torch import nn
 from torchvision.models import googlenet
 
 from inflate3d.errors import InflateError
+from inflate3d.models.blocks import SameMaxPool3d
 from inflate3d.models.c3d import C3D
 from inflate3d.models.c3d import ENDPOINTS as C3D_ENDPOINTS
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.lstm import BatchNormLstm, ConvNetLstm
-from inflate3d.models.same import SameMaxPool3d
-from inflate3d.models.two_stream import FusedTwoStream, StackedInception, TwoStream, two_stream, two_stream_i3d
+from inflate3d.models.streams import (
+    BatchNormLstm,
+    ConvNetLstm,
+    FusedTwoStream,
+    StackedInception,
+    TwoStream,
+    two_stream,
+    two_stream_i3d,
+)
 
 # arXiv 1705.07750v3, table 1, in millions: the paper cuts (b) and (d) and rounds (a)
 TABLE_1 = {

@@ -10,8 +10,7 @@ from inflate3d.errors import InflateError
 from inflate3d.models.c3d import C3D
 from inflate3d.models.googlenet import i3d_from_googlenet, start_from_googlenet
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.lstm import ConvNetLstm
-from inflate3d.models.two_stream import FusedTwoStream, two_stream, two_stream_i3d
+from inflate3d.models.streams import ConvNetLstm, FusedTwoStream, two_stream, two_stream_i3d
 
 # the table of the reference, spelled out for some units of every kind
 PLACES = {
@@ -201,6 +200,8 @@ def test_missing_and_foreign_tensors_are_told(googlenet2d):
 def test_streams_and_networks_that_do_not_exist_are_refused(googlenet2d):
     with pytest.raises(InflateError, match=r"no such stream(.|\n)*rgb, flow"):
         i3d_from_googlenet(googlenet2d, stream="depth")
+    with pytest.raises(InflateError, match=r"InceptionI3d: there is no such network(.|\n)*num_classes=0"):
+        i3d_from_googlenet(googlenet2d, num_classes=0)
     with torch.device("meta"):
         c3d = C3D(3)
     with pytest.raises(InflateError, match=r"no Inception-v1 in this network(.|\n)*C3D"):

@@ -6,7 +6,7 @@ import torchvision
 
 from inflate3d import InflateError
 from inflate3d.inflation.plan import Plan
-from inflate3d.models.resnet_i3d import LAYOUTS, resnet_i3d
+from inflate3d.models.inflated import LAYOUTS, resnet_i3d
 
 # Source: PyTorchVideo's model zoo and PySlowFast (28.04 M), MMAction2's model zoo (28.0 M; 35.4 M with blocks)
 PARAMETERS = {(50, False): 28.04e6, (50, True): 35.40e6}
@@ -74,8 +74,12 @@ def test_the_middle_of_a_still_clip_is_answered_as_the_2d_resnet_answers_the_pic
 def test_a_checkpoint_of_another_network_or_a_layout_that_is_none_is_refused():
     with pytest.raises(InflateError, match="no ResNet-50"):
         resnet_i3d(model2d=torchvision.models.resnet18())
-    with pytest.raises(InflateError, match="no such ResNet-I3D") as caught:
+    # wide and narrow have the same names
+    with pytest.raises(InflateError, match=r"no ResNet-50(.|\n)*differs in layer1.0.bn1.bias; (.|\n)* more"):
+        resnet_i3d(model2d=torchvision.models.wide_resnet50_2())
+    with pytest.raises(InflateError, match=r"the 2D model is no module(.|\n)*dict"):
+        resnet_i3d(model2d=torchvision.models.resnet50().state_dict())
+    with pytest.raises(InflateError, match=r"no such layout of a ResNet-I3D(.|\n)*did you mean pyslowfast-8x8"):
         resnet_i3d("pyslowfast-8x9", depth=50)
-    assert "pyslowfast-8x8" in str(caught.value)
-    with pytest.raises(InflateError, match="no such ResNet-I3D"):
+    with pytest.raises(InflateError, match=r"no ResNet-I3D of this depth(.|\n)*50 or 101(.|\n)*152"):
         resnet_i3d(depth=152)

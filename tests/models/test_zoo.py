@@ -11,11 +11,11 @@ from inflate3d.models.inflated import InflatedClassifier, inflated_classifier
 from inflate3d.models.zoo import MODELS, Network, build_network, find_network
 
 # of those that are built by running a 2D model, the quickest; docs/models.py measures all of them
-MEASURED = [name for name, network in MODELS.items() if not network.needs_values] + ["3d-densenet121", "i3d-nl-r50-8x8"]
+MEASURED = [name for name, network in MODELS.items() if not network.made_from] + ["3d-densenet121", "i3d-nl-r50-8x8"]
 
 
 def measure(network: Network):
-    if network.needs_values:
+    if network.made_from:
         model = network.build().eval().to("meta")
     else:
         with torch.device("meta"):
@@ -88,8 +88,10 @@ def test_unknown_names_are_refused_with_the_nearest_ones():
         build_network("i4d")
     with pytest.raises(InflateError, match=r"not built with such options(.|\n)*in_channels=2(.|\n)*two streams have"):
         build_network("two-stream", 5, in_channels=2)
-    with pytest.raises(InflateError, match=r"not built with such options(.|\n)*weights='a.pth'"):
-        build_network("i3d", weights="a.pth")
+    with pytest.raises(InflateError, match=r"not built with such options(.|\n)*model2d=ReLU"):
+        build_network("i3d", model2d=torch.nn.ReLU())
+    with pytest.raises(InflateError, match=r"no network of that name"):
+        find_network(None)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +100,11 @@ def resnet3d():
     return build_network("inflated/torchvision/resnet18", 9, class_names=tuple("abcdefghi")).eval()
 
 
-def test_an_inflated_classifier_answers_still_clips_as_the_picture(resnet3d, tmp_path):
+def test_an_inflated_classifier_answers_still_clips_as_the_picture():
     model2d = torchvision.models.resnet18().eval()
-    torch.save(model2d.state_dict(), tmp_path / "resnet18.pth")
-    model3d = inflated_classifier("torchvision/resnet18", weights=tmp_path / "resnet18.pth").eval()
+    model3d = inflated_classifier("torchvision/resnet18", model2d=model2d).eval()
+    assert inflated_classifier("torchvision/resnet18", 5, model2d=model2d).num_classes == 5
+    assert model2d.fc.out_features == 1000  # it stays as it is
     assert (model3d.num_classes, model3d.in_channels, model3d.clip_spec.crop) == (1000, 3, 224)
     picture = torch.rand(2, 3, 64, 67)
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
@@ -149,6 +152,9 @@ def test_what_cannot_be_inflated_or_fed_is_refused(resnet3d):
         inflated_classifier("torchvision/squeezenet1_1", 3)
     with pytest.raises(InflateError, match=r"torchvision/resnet18: there is no such network"):
         inflated_classifier("torchvision/resnet18", 3, class_names=("run",))
+    for classes in (0, -3):
+        with pytest.raises(InflateError, match=rf"torchvision/resnet18: there is no such network(.|\n)*={classes},"):
+            inflated_classifier("torchvision/resnet18", classes)
     with pytest.raises(InflateError, match=r"ResNet: pixels leave the range"):
         resnet3d(torch.full((1, 3, 5, 64, 64), 255.0))
     with pytest.raises(InflateError, match=r"no 2D model of this name"):

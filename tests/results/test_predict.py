@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +14,23 @@ from torch import nn
 from inflate3d import (
     Clip,
     ClipSpec,
+    InceptionI3d,
     InflateError,
+    InflateWarning,
     PredictOptions,
     VideoPrediction,
     predict,
     predict_many,
     read_clip,
 )
+from inflate3d.clips.transforms import frames_to_input
+from inflate3d.results import network
+from inflate3d.results.network import threads_for
+from inflate3d.results.predict import optimize_for, predict_each
 from inflate3d.results.prediction import Failure, top_scores
+from inflate3d.speed.optimize import optimize
 
+STARTS = (0, 7, 14, 21, 23)  # of the windows of 30 frames
 SPEC = ClipSpec(fps=25.0, num_frames=7, min_frames=1, short_side=16, crop=16, value_range=(0.0, 255.0))
 
 
@@ -90,9 +99,21 @@ def test_crops_are_averaged():
     model = Witness().eval()
     picture = np.zeros((7, 16, 48, 3), np.uint8)
     picture[:, :, 32:] = 90
-    answer = predict(model, picture, PredictOptions(crops="three"))
-    assert model.batches == [(3, 3, 7, 16, 16)]
-    assert answer.windows[0].logits.tolist() == pytest.approx([30, 30])
+    for size, batches in ((None, [1, 1, 1]), (2, [2, 1]), (5, [3])):
+        model.batches.clear()
+        answer = predict(model, picture, PredictOptions(crops="three", batch_size=size))
+        assert model.batches == [(batch, 3, 7, 16, 16) for batch in batches]
+        assert answer.windows[0].logits.tolist() == pytest.approx([30, 30])
+
+
+def test_as_many_windows_go_through_the_network_as_the_batch_has_room_for():
+    model = Witness().eval()
+    alone = predict(model, frames(33))
+    model.batches.clear()
+    together = predict(model, frames(33), PredictOptions(batch_size=3))
+    assert model.batches == [(3, 3, 7, 16, 16), (2, 3, 7, 16, 16)]
+    assert [window.logits.tolist() for window in together.windows] == [w.logits.tolist() for w in alone.windows]
+    assert together.logits.tolist() == alone.logits.tolist()
 
 
 def test_bfloat16_runs_under_autocast_and_its_first_answer_is_compared_with_float32():
@@ -107,6 +128,123 @@ def test_bfloat16_runs_under_autocast_and_its_first_answer_is_compared_with_floa
 
     assert predict(Linear().eval(), frames(14), PredictOptions(precision="bf16")).logits.dtype == torch.float64
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+class Tiny(nn.Module):
+    """A network that OpenVINO can quantize."""
+
+    clip_spec, class_names = SPEC, ("run", "jump", "swim")
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, clip):
+        return self.head(self.layers(clip / 255).mean((2, 3, 4)))
+
+
+def noise(count):
+    return np.random.default_rng(count).integers(0, 256, (count, 16, 23, 3), dtype=np.uint8)
+
+
+def test_int8_is_calibrated_with_the_first_windows_and_says_what_it_costs():
+    torch.manual_seed(1)
+    model, sources = Tiny().eval(), ["not-there.mp4", noise(40), noise(21)]
+    options = PredictOptions(precision="int8", crops="three")
+    fast = optimize_for(model, sources, options)
+    assert fast.precision == "int8"
+    assert fast.steps[1].startswith("6 calibration clips: lowest cosine ")  # three of each that can be read
+    wanted = list(predict_many(model, sources, PredictOptions(crops="three")))
+    for answers in (predict_many(fast, sources, options), predict_many(model, sources, options)):
+        failure, *found = answers
+        assert "there is no such file" in failure.reason
+        for one, exact in zip(found, wanted[1:], strict=True):
+            assert 0 < (one.logits - exact.logits).abs().max() < 0.05 * exact.logits.abs().max()
+    alone = predict(model, sources[1], options)
+    assert alone.class_names == ("run", "jump", "swim")
+    assert 0 < (alone.logits - wanted[1].logits).abs().max() < 0.05 * wanted[1].logits.abs().max()
+
+
+def test_int8_without_a_video_that_can_be_read_says_so_and_the_videos_fail():
+    with pytest.warns(InflateWarning, match="int8 has nothing to be calibrated with.*float32 is used"):
+        (failure,) = predict_many(Tiny().eval(), ["not-there.mp4"], PredictOptions(precision="int8"))
+    assert "there is no such file" in failure.reason
+
+
+@pytest.mark.parametrize(("workers", "begun_by_then"), [(1, [1, 2, 3, 4]), (2, [2, 3, 4, 4]), (9, [4, 4, 4, 4])])
+def test_the_next_sources_are_begun_while_one_is_finished(workers, begun_by_then):
+    begun, seen = [], []
+
+    def finish(source, told):
+        seen.append(len(begun))
+        return source
+
+    def begin(source):
+        begun.append(source)
+        if source == "b":
+            raise ValueError("no such thing")
+        return source
+
+    answers = list(predict_each(begin, finish, ["a", "b", "c", "d"], workers=workers))
+    assert answers == ["a", Failure("b", "ValueError: no such thing"), "c", "d"]
+    assert seen == [count for i, count in enumerate(begun_by_then) if i != 1]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_several_readers_change_nothing_and_leave_no_thread(workers):
+    sources = [noise(count) for count in (21, 3, 40, 7, 15)]
+    told = []
+
+    def progress(source):
+        told.append(len(source))
+        return lambda done, total: None
+
+    wanted = [predict(Witness().eval(), source) for source in sources]
+    options = PredictOptions(workers=workers)
+    found = list(predict_many(Witness().eval(), sources, options, progress=progress))
+    assert [one.logits.tolist() for one in found] == [one.logits.tolist() for one in wanted]
+    assert told == [21, 3, 40, 7, 15]
+    running = predict_many(Witness().eval(), sources, options)
+    next(running)
+    running.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "inflate3d-ahead"]
+
+
+def test_i3d_answers_several_clips_side_by_side_and_the_first_of_bfloat16_alone(monkeypatch):
+    monkeypatch.setattr(network, "clips_side_by_side", lambda num_values, value_bytes: 2)
+    seen = []
+
+    class Watched(InceptionI3d):
+        def forward(self, clip):
+            seen.append((threading.current_thread().name.rsplit("_", 1)[0], clip.dtype))
+            return clip.mean((2, 3, 4)).float()
+
+    model = Watched(num_classes=3).eval()
+    model.clip_spec = SPEC
+    for precision in ("fp32", "bf16"):
+        fast = optimize(model, precision, example=torch.zeros(1, 3, 7, 16, 16))
+        seen.clear()
+        answer = predict(fast, noise(30), PredictOptions(precision=precision))
+        main, pool = threading.current_thread().name, "inflate3d-clip"
+        half = torch.bfloat16
+        if precision == "fp32":
+            assert seen == [(pool, torch.float32)] * 4 + [(main, torch.float32)]
+        else:  # the first clip is compared with float32; its partner then has nobody to run beside
+            assert seen == [(main, half), (main, torch.float32), (main, half)] + [(pool, half)] * 2 + [(main, half)]
+        exact = [frames_to_input(list(torch.from_numpy(noise(30)[i : i + 7])), SPEC).mean((2, 3, 4)) for i in STARTS]
+        found = torch.stack([window.logits for window in answer.windows])
+        torch.testing.assert_close(found, torch.cat(exact), rtol=0.01, atol=0.01)
+    assert threads_for(optimize(model, example=torch.zeros(1, 3, 7, 16, 16)), SPEC, PredictOptions()) == 2
+    assert threads_for(fast, SPEC, PredictOptions(batch_size=1)) == 1
+    assert threads_for(optimize(Tiny().eval()), SPEC, PredictOptions()) == 1
+
+
+def test_compiled_is_handed_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append(options))
+    predict(Witness().eval(), frames(7), PredictOptions(compiled=True))
+    assert calls == [{"dynamic": False}]
 
 
 def test_progress_is_told_in_seconds():
@@ -148,8 +286,8 @@ def test_options_that_are_no_numbers_are_told(options):
     (name,) = options
     with pytest.raises(InflateError, match=f"an option is out of range(.|\n)*{name}="):
         PredictOptions(**options)
-    with pytest.raises(InflateError, match="batch_size=True, allowed is 1 or more"):
-        PredictOptions(batch_size=True)
+    with pytest.raises(InflateError, match=r"batch_size=True, allowed is 1 or more, or None; workers=0, allowed is 1"):
+        PredictOptions(batch_size=True, workers=0)
 
 
 def in_training_inside():

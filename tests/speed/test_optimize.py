@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from inflate3d import ClipSpec, InceptionI3d, InflateError, InflateWarning, inflate
-from inflate3d.models.same import SameMaxPool3d
+from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
+from inflate3d.models.inception import Conv, Mixed, MixedBlock, Unit3d
 from inflate3d.speed.batch_norm import fold_batch_norms
-from inflate3d.speed.layers import SeparableMaxPool3d
-from inflate3d.speed.optimize import optimize, to_channels_last
+from inflate3d.speed.layers import HalfMaxPool3d, PairedConv3d, SeparableMaxPool3d
+from inflate3d.speed.optimize import conv3d_is_right, optimize, to_channels_last
 
 
 def lively(model):
@@ -84,6 +85,39 @@ def test_a_separable_pool_is_the_pool(kernel, stride, size):
     assert torch.equal(SeparableMaxPool3d(pool)(x), pool(x))
 
 
+@pytest.mark.parametrize("rule", ["same", "static"])
+@pytest.mark.parametrize(("kernel", "stride"), [((7, 7, 7), (2, 2, 2)), ((1, 5, 4), (1, 1, 2)), ((3, 1, 2), (1, 3, 2))])
+@pytest.mark.parametrize("size", [(9, 11, 13), (8, 7, 10)])
+def test_a_convolution_over_pairs_of_columns_is_the_convolution(rule, kernel, stride, size):
+    convolution = SameConv3d(3, 5, kernel, stride=stride, bias=True).double()
+    convolution.rule = rule
+    x = torch.randn(2, 3, *size).double().contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(PairedConv3d(convolution)(x), convolution(x), rtol=0, atol=1e-12)
+
+
+def test_a_pool_in_bfloat16_stays_in_bfloat16_under_autocast():
+    pool = SameMaxPool3d((1, 3, 3), stride=(1, 2, 2))
+    x = torch.randn(2, 3, 5, 11, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = HalfMaxPool3d(pool)(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, pool(x))
+
+
+def test_i3d_in_bfloat16_answers_nearly_the_same():
+    model = lively(InceptionI3d(num_classes=5))
+    fast = optimize(model, "bf16")
+    kinds = [type(layer) for layer in fast.model.modules()]
+    assert [kinds.count(kind) for kind in (PairedConv3d, HalfMaxPool3d, SeparableMaxPool3d)] == [1, 2, 11]
+    clip = torch.rand(1, 3, 10, 193, 195) * 2 - 1
+    with torch.inference_mode():
+        wanted = model.endpoints(clip, ["Conv3d_1a_7x7", "Logits"])
+        found = fast.endpoints(clip, ["Conv3d_1a_7x7", "Logits"])
+        assert F.cosine_similarity(found["Logits"], wanted["Logits"]).min() > 0.999
+        assert difference(found["Conv3d_1a_7x7"], wanted["Conv3d_1a_7x7"]) < 0.02
+    assert fast.precision == "bf16"
+
+
 def test_i3d_answers_the_same_and_says_what_was_done():
     model = lively(InceptionI3d(num_classes=5))
     kept = copy.deepcopy(model.state_dict())
@@ -100,17 +134,81 @@ def test_i3d_answers_the_same_and_says_what_was_done():
     assert optimize(fast) is fast
 
 
-def test_an_optimized_model_saves_and_loads():
-    torch.manual_seed(0)
-    model = lively(InceptionI3d(num_classes=3))
+def small_i3d():
+    """An I3D-like network of few layers: its stem, one Mixed block, a pool and a head."""
+
+    class Small(nn.Module):
+        clip_spec = ClipSpec(fps=25, num_frames=9, min_frames=5, short_side=32, crop=32, value_range=(-1, 1))
+        class_names = ("run", "jump", "swim")
+
+        def __init__(self):
+            super().__init__()
+            self.stem = Unit3d(3, Conv(8, (7, 7, 7), (2, 2, 2)))
+            self.pool = SameMaxPool3d((1, 3, 3), stride=(1, 2, 2))
+            self.block = MixedBlock(8, Mixed(4, 5, 6, 3, 4, 5))
+            self.head = nn.Linear(19, 3)
+
+        def forward(self, clip):
+            return self.head(self.block(self.pool(self.stem(clip))).mean((2, 3, 4)))
+
+    Small.__qualname__ = "Small"
+    globals()["Small"] = Small  # so that it can be pickled
+    return lively(Small())
+
+
+def through_a_file(model):
     file = io.BytesIO()
-    fast = optimize(model)
-    torch.save(fast, file)
+    torch.save(model, file)
     file.seek(0)
-    again = torch.load(file, weights_only=False)
-    clip = torch.rand(1, 3, 9, 193, 193)
+    return torch.load(file, weights_only=False)
+
+
+def exported(model):
+    return torch.export.export(model, (torch.rand(1, 3, 9, 32, 45),)).module()
+
+
+def of_its_state(model):
+    again = optimize(lively(small_i3d()), model.precision)
+    again.load_state_dict(model.state_dict())
+    return again
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("way", [through_a_file, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), of_its_state])
+def test_an_optimized_model_is_a_module_that_saves_and_is_copied(precision, used, way):
+    fast = optimize(small_i3d(), precision)
+    clip = torch.rand(1, 3, 9, 32, 45)
+    if used:
+        fast(clip)
+    again = way(fast)
     with torch.inference_mode():
         assert torch.equal(again(clip), fast(clip))
+    assert (again.steps, again.precision, again.class_names) == (fast.steps, precision, ("run", "jump", "swim"))
+    assert str(again) == str(fast)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_optimized_model_exports(precision):
+    fast = optimize(small_i3d(), precision)
+    clip = torch.rand(1, 3, 9, 32, 45)
+    program = exported(fast)
+    assert fast.exact is not None or precision == "fp32"  # the first answer is still to be compared
+    with torch.inference_mode():
+        assert difference(program(clip), fast(clip)) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_inflated_model_that_is_optimized_exports_and_is_copied(precision):
+    model = inflate(lively(timm.create_model("resnet10t", num_classes=7)), example=torch.zeros(1, 3, 32, 32)).eval()
+    fast = optimize(model, precision)
+    clip = torch.rand(1, 3, 3, 32, 32)
+    with torch.inference_mode():
+        wanted = fast(clip)
+        assert torch.equal(copy.deepcopy(fast)(clip), wanted)
+        assert torch.equal(through_a_file(fast)(clip), wanted)
+        program = torch.export.export(fast, (clip,)).module()
+        assert difference(program(clip), wanted) < 1e-2 if precision == "bf16" else 1e-5
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
@@ -169,11 +267,52 @@ def test_an_output_used_twice_keeps_its_layers_with_a_warning():
     torch.testing.assert_close(fast(clip), model(clip))
 
 
-def test_compiled_is_the_same():
-    model = lively(InceptionI3d(num_classes=3))
-    fast = optimize(model)
-    fast.model.compile(backend="aot_eager", dynamic=False)  # what `compiled=True` does, without a C++ compiler
-    clip = torch.rand(1, 3, 9, 193, 193)
+def test_compiled_is_the_same_and_stays_compiled_when_copied(monkeypatch):
+    used = []
+
+    def compile_(self, **options):
+        used.append(options)
+        nn.Module._real_compile(self, backend="aot_eager", **options)  # without a C++ compiler
+
+    monkeypatch.setattr(nn.Module, "_real_compile", nn.Module.compile, raising=False)
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    model = small_i3d()
+    fast = optimize(model, compiled=True)
+    assert fast.steps[-1] == "compiled"
+    clip = torch.rand(1, 3, 9, 32, 45)
+    with torch.inference_mode():
+        assert difference(fast(clip), model(clip)) < 1e-5
+        assert difference(copy.deepcopy(fast)(clip), model(clip)) < 1e-5
+    assert used == [{"dynamic": False}] * 2
+
+
+def test_without_a_compiler_it_runs_uncompiled_and_says_so(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.warns(InflateWarning, match=r"uncompiled.*no C\+\+ compiler.*g\+\+"):
+        fast = optimize(small_i3d(), compiled=True)
+    assert "compiled" not in fast.steps
+
+
+def test_a_broken_conv3d_in_bfloat16_is_found_and_float32_stays(monkeypatch):
+    real = F.conv3d
+
+    def broken(x, weight, *rest):
+        """As cuDNN 9.8 did: one tap is left out, in bfloat16 only."""
+        if x.dtype == torch.bfloat16:
+            weight = weight.clone()
+            weight[..., -1] = 0
+        return real(x, weight, *rest)
+
+    model = small_i3d()
+    assert conv3d_is_right(torch.device("cpu"))
+    monkeypatch.setattr(F, "conv3d", broken)
+    assert not conv3d_is_right(torch.device("cpu"))
+    with pytest.warns(InflateWarning, match=r"conv3d in bfloat16 gives wrong results.*cpu.*float32 is used"):
+        fast = optimize(model, "bf16")
+    assert fast.precision == "fp32"
+    assert "conv3d in bfloat16 is wrong here" in str(fast)
+    clip = torch.rand(1, 3, 9, 32, 45)
     with torch.inference_mode():
         assert difference(fast(clip), model(clip)) < 1e-5
 

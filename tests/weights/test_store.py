@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError
-from inflate3d.weights.cache import cache_folder, demo_clip_path, weights_path
-from inflate3d.weights.card import Card
-from inflate3d.weights.store import CARD_KEY, read_card, read_weights, save_weights, tensors_sha256
+from inflate3d.weights.catalogue import Card, cache_folder, demo_clip_path, weights_path
+from inflate3d.weights.checkpoint import CARD_KEY, read_card, read_weights, save_weights, tensors_sha256
 
 SPEC = ClipSpec(fps=25.0, num_frames=64, min_frames=9, short_side=256, crop=224, value_range=(-1.0, 1.0))
 CARD = Card(
@@ -49,6 +48,14 @@ def test_weights_and_card_come_back(tmp_path):
     assert tensors_sha256(found) == written.tensors_sha256
 
 
+def test_tensors_that_share_memory_are_written_one_by_one(tmp_path):
+    table = torch.randn(6, 5)
+    state = {"whole": table, "again": table, "part": table[2:4], "turned": table.T, "tied": torch.nn.Parameter(table)}
+    save_weights(state, CARD, tmp_path / "w.safetensors")
+    found = read_weights(tmp_path / "w.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_the_hash_sees_names_types_shapes_and_bytes():
     base = {"a": torch.zeros(6), "b": torch.ones(1)}
     changed = [
@@ -73,7 +80,7 @@ def test_malformed_files_are_told(tmp_path, reader):
         path.write_bytes(damaged)
         with pytest.raises(InflateError, match="the weights cannot be read"):
             reader(path)
-    with pytest.raises(InflateError, match="the weights cannot be read"):
+    with pytest.raises(InflateError, match=r"there is no such file(.|\n)*did you mean w.safetensors"):
         reader(tmp_path / "nowhere")
     with pytest.raises(InflateError, match="the weights cannot be read"):
         reader(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inflate3d.errors import InflateError
+from inflate3d.weights.checkpoint import read_checkpoint
 from inflate3d.weights.containers import open_container
 from inflate3d.weights.tf_bundle import crc32c
 
@@ -68,6 +69,14 @@ def test_text_is_left_out(tmp_path):
         tmp_path, "m", {"graph": np.zeros(3, "<f4"), "w": np.ones(2, "<f4")}, change={"graph": {"dtype": 7}}
     )
     assert list(read(path)) == ["w"]
+
+
+def test_what_is_left_out_for_its_type_is_told(tmp_path):
+    arrays = {"b": np.zeros(2, "<f4"), "w": np.ones(2, "<f4")}
+    found = read_checkpoint(foreign.bundle(tmp_path, "m", arrays, change={"b": {"dtype": 8}}))
+    assert list(found.state) == ["w"]
+    (note,) = found.notes
+    assert note.startswith("1 tensors left out: of a type that is no weight's (number 8")
 
 
 def refused(path, match):

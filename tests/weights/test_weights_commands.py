@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 from inflate3d.cli.weights import app
 from inflate3d.errors import InflateError
 from inflate3d.weights import fetch as fetching
-from inflate3d.weights.cache import weights_path
-from inflate3d.weights.catalogue import CATALOGUE
-from inflate3d.weights.store import save_weights
+from inflate3d.weights.catalogue import CATALOGUE, weights_path
+from inflate3d.weights.checkpoint import save_weights
 
 NAME = "i3d-kinetics400"
 
@@ -29,7 +28,7 @@ def run(*arguments):
 
 
 def put_small_file(path):
-    return save_weights({"a": torch.zeros(3)}, fetching._make_card(CATALOGUE[NAME]), path)
+    return save_weights({"a": torch.zeros(3)}, CATALOGUE[NAME].card, path)
 
 
 def test_list(cache):
@@ -53,6 +52,16 @@ def test_verify(cache, monkeypatch):
     assert run("verify").stdout == run("verify", NAME).stdout == f"{NAME}: whole, {card.tensors_sha256}\n"
 
 
+def test_verify_tells_all_that_are_damaged(cache, monkeypatch):
+    monkeypatch.setitem(CATALOGUE, "another", CATALOGUE[NAME])
+    for name in (NAME, "another"):
+        put_small_file(weights_path(name))
+    error = run("verify").exception
+    assert isinstance(error, InflateError)
+    assert error.problem == "2 of 2 files are damaged"
+    assert error.got.count("the tensors are not those of") == 2
+
+
 def test_fetch_passes_its_options_on(cache, monkeypatch):
     def note(name, *, archive, force, report):
         report(f"[bold] {name} {archive} {force}")
@@ -73,6 +82,14 @@ def test_mistakes_are_left_to_main(cache):
     ):
         assert isinstance(run(*arguments).exception, InflateError)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_info_of_a_path_to_nothing(cache):
+    put_small_file(cache / "tiny.safetensors")
+    with pytest.raises(InflateError, match=r"no such file(.|\n)*did you mean tiny.safetensors"):
+        raise run("info", cache / "tony.safetensors").exception
+    with pytest.raises(InflateError, match=r"no such entry in the catalogue(.|\n)*did you mean i3d-kinetics400"):
+        raise run("info", "i3d-kinetics").exception
 
 
 def test_info_of_a_file_that_others_wrote(cache):

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from inflate3d import __version__
-from inflate3d.cli import demo, flow, fvd, models, plan, predict, prove, weights
+from inflate3d.cli import demo, flow, fvd, inflate, models, predict, weights
 from inflate3d.errors import InflateError
 
 app = typer.Typer(
@@ -38,8 +38,8 @@ app.command("predict")(predict.predict)
 app.command("demo")(demo.demo)
 app.command("flow")(flow.flow)
 app.command("fvd")(fvd.fvd)
-app.command("plan")(plan.plan)
-app.command("prove")(prove.prove)
+app.command("plan")(inflate.plan)
+app.command("prove")(inflate.prove)
 app.command("models")(models.models)
 app.add_typer(weights.app, name="weights")
 

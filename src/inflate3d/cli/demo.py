@@ -15,7 +15,7 @@ def demo(
     report: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("demo/report.html"),
 ) -> None:
     """Fetch I3D and a real clip (47 and 9 MB, once), name the actions in it, and write a report page."""
-    from inflate3d.results.predict import PredictOptions
+    from inflate3d.results.network import PredictOptions
     from inflate3d.weights.fetch import fetch, fetch_demo_clip
 
     console = Console()

@@ -52,7 +52,7 @@ def fvd(
 ) -> None:
     """Measure the Fréchet Video Distance of generated videos from real ones, one clip of each."""
     from inflate3d.results.fvd_videos import FvdOptions
-    from inflate3d.weights.cache import cache_folder
+    from inflate3d.weights.catalogue import cache_folder
 
     options = FvdOptions(
         protocol=protocol,

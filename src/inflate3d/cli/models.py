@@ -64,4 +64,4 @@ def _details(name: str, network: "Network") -> str:
 def _weights(name: str) -> list[str]:
     from inflate3d.weights.catalogue import CATALOGUE
 
-    return [key for key, entry in CATALOGUE.items() if entry.architecture == name]
+    return [key for key, entry in CATALOGUE.items() if entry.card.architecture == name]

@@ -1,7 +1,7 @@
 """`inflate3d predict`: the actions in videos, as tables, JSON, CSV and a page."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from inflate3d.clips.video import Rate, Source
-    from inflate3d.results.predict import PredictOptions, Progress
+    from inflate3d.results.network import PredictOptions
+    from inflate3d.results.predict import Progress
     from inflate3d.results.prediction import Failure, VideoPrediction
 
 STDOUT = Path("-")
@@ -55,8 +56,19 @@ def predict(
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Frames between windows; by default a window's length.")] = None,
     crops: Annotated[str, typer.Option(help="center, three, five or ten; their logits are averaged.")] = "center",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster where the processor knows it.")] = "fp32",
-    batch_size: Annotated[int, typer.Option(help="Windows that go through the network at a time.")] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32; bf16: faster where the processor knows it; int8: fastest on a CPU, calibrated with the first "
+            "windows of your videos, and its cost in accuracy is printed."
+        ),
+    ] = "fp32",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Clips that go through the network at a time; by default as memory allows.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Videos that are read at once, ahead of the network; by default as cores allow.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON; - prints it.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write CSV: a row for each window and rank.")] = None,
@@ -74,10 +86,17 @@ def predict(
     ] = "mediapipe",
     flow_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Of the method raft; or `download`.")] = None,
     fusion: Annotated[str, typer.Option(help="How both streams are joined: logits (sum) or probabilities.")] = "logits",
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the method tvl1.")] = True,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the method tvl1 and the networks, or neither; by default tvl1 alone, because a network "
+            "repays its minute after a thousand windows or so.",
+        ),
+    ] = None,
 ) -> None:
     """Name the actions in videos: the likeliest classes of each, and a timeline of longer ones."""
-    from inflate3d.results.predict import PredictOptions
+    from inflate3d.results.network import PredictOptions
 
     options = PredictOptions(
         fps=frame_rate(fps),
@@ -87,9 +106,13 @@ def predict(
         crops=crops,  # type: ignore[arg-type]  # PredictOptions checks it
         precision=precision,  # type: ignore[arg-type]  # likewise
         batch_size=batch_size,
+        workers=workers,
+        compiled=compiled is True,
         key_frames=report is not None,
     )
-    flow = FlowStream(stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled)
+    flow = FlowStream(
+        stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled is not False
+    )
     if show_predictions(paths, model, options, top=top, outputs=Outputs(json, csv, report), flow=flow):
         raise typer.Exit(1)
 
@@ -113,7 +136,9 @@ def show_predictions(
     flow = flow or FlowStream()
     _check_outputs(outputs)
     _check_stream(flow)
-    predict_all, videos = _predictor(model, options, flow), find_videos(paths)
+    videos = find_videos(paths)
+    with warnings_on(console):
+        predict_all = _predictor(model, options, flow, videos, console)
     done: list[VideoPrediction] = []
     failures: list[Failure] = []
     try:
@@ -125,7 +150,7 @@ def show_predictions(
                 progress.reset(task, description=escape(name), total=None)
                 return lambda seconds, total: progress.update(task, completed=seconds, total=total)
 
-            for answer in predict_all(videos, start):
+            for answer in predict_all(start):
                 if isinstance(answer, Failure):
                     failures.append(answer)
                     continue
@@ -141,15 +166,17 @@ def show_predictions(
 
 
 def _predictor(
-    model: str, options: "PredictOptions", flow: FlowStream
-) -> "Callable[[Iterable[Source], Callable[[Source], Progress]], Iterator[VideoPrediction | Failure]]":
-    """Load what is needed before a video is read; give what predicts many."""
-    from inflate3d.results.predict import predict_many
+    model: str, options: "PredictOptions", flow: FlowStream, videos: "Sequence[Source]", console: Console
+) -> "Callable[[Callable[[Source], Progress]], Iterator[VideoPrediction | Failure]]":
+    """Load what is needed before a video is read; give what predicts all of them."""
+    from inflate3d.results.predict import optimize_for, predict_many
     from inflate3d.weights.load import load
 
     if flow.stream == "rgb":
-        network = load(model)
-        return lambda videos, progress: predict_many(network, videos, options, progress=progress)
+        network = optimize_for(load(model), videos, options)
+        if network.precision == "int8":
+            console.print("; ".join(network.steps), markup=False, highlight=False)
+        return lambda progress: predict_many(network, videos, options, progress=progress)
     from inflate3d.flow.methods import find_method
     from inflate3d.results.two_stream import FlowOptions, Streams, check_streams, predict_streams_many
 
@@ -157,7 +184,7 @@ def _predictor(
     how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
     streams = Streams(load(str(flow.flow_model)), load(model) if flow.stream == "both" else None)
     check_streams(streams, options)
-    return lambda videos, progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
+    return lambda progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
 
 
 def _check_stream(flow: FlowStream) -> None:

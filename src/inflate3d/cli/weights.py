@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from inflate3d.weights.cache import weights_path
-from inflate3d.weights.catalogue import CATALOGUE
+from inflate3d.errors import InflateError, list_faults
 
 app = typer.Typer(name="weights", help="Fetch pretrained weights and look at them.", no_args_is_help=True)
 
@@ -20,12 +19,14 @@ steps = Console(soft_wrap=True, markup=False, highlight=False, stderr=True)
 @app.command("list")
 def list_weights() -> None:
     """List the weights that can be fetched."""
+    from inflate3d.weights.catalogue import CATALOGUE, weights_path
+
     table = Table(Column("name", no_wrap=True), "fetched", "download", "classes", "license", "reported accuracy")
     for name, entry in CATALOGUE.items():
         size = f"{entry.file.archive_bytes / 1e6:.0f} MB"
-        classes = f"{entry.num_classes} ({entry.label_set})"
+        classes = f"{entry.card.num_classes} ({entry.card.label_set})"
         fetched = "yes" if weights_path(name).exists() else "no"
-        table.add_row(name, fetched, size, classes, entry.license, entry.reported_accuracy)
+        table.add_row(name, fetched, size, classes, entry.card.license, entry.card.reported_accuracy)
     answers.print(table)
 
 
@@ -49,10 +50,10 @@ def info(
     name_or_file: Annotated[str, typer.Argument(help="A fetched name, or a file of weights, whoever wrote it.")],
 ) -> None:
     """Show what is known about weights: network, dialect, input, classes, license, accuracy."""
-    from inflate3d.weights.checkpoint import read_checkpoint
+    from inflate3d.weights.catalogue import CATALOGUE
+    from inflate3d.weights.checkpoint import card_in, read_checkpoint
     from inflate3d.weights.containers import find_index
     from inflate3d.weights.fetch import describe
-    from inflate3d.weights.store import card_in
 
     path = find_index(Path(name_or_file))
     if name_or_file in CATALOGUE or not path.is_file() or card_in(path):
@@ -69,7 +70,7 @@ def convert(
     labels: Annotated[str | None, typer.Option(help="Names of the classes, such as kinetics-400.")] = None,
 ) -> None:
     """Write weights of any dialect as safetensors, or I3D in a dialect that other projects load."""
-    from inflate3d.weights.convert import convert_checkpoint
+    from inflate3d.weights.checkpoint import convert_checkpoint
 
     found = convert_checkpoint(source, target, to=to, label_set=labels)  # type: ignore[arg-type]  # checked there
     steps.print(f"{source}: {found.architecture or 'a network that nobody knows'}, {found.dialect}, {found.container}")
@@ -82,11 +83,26 @@ def convert(
 def verify(
     name: Annotated[str | None, typer.Argument(help="One name; otherwise all that are fetched.")] = None,
 ) -> None:
-    """Hash fetched weights and compare them with the catalogue."""
+    """Hash fetched weights and compare them with the catalogue; all that are damaged are told."""
+    from inflate3d.weights.catalogue import CATALOGUE, weights_path
     from inflate3d.weights.fetch import verify as verify_weights
 
     names = [name] if name else [known for known in CATALOGUE if weights_path(known).exists()]
+    damaged: list[InflateError] = []
     for known in names:
-        answers.print(f"{known}: whole, {verify_weights(known).tensors_sha256}")
+        try:
+            answers.print(f"{known}: whole, {verify_weights(known).tensors_sha256}")
+        except InflateError as error:
+            damaged.append(error)
     if not names:
         answers.print("nothing is fetched yet; inflate3d weights list shows what there is")
+    if len(damaged) == 1:
+        raise damaged[0]
+    if damaged:
+        raise InflateError(
+            f"{len(damaged)} of {len(names)} files are damaged",
+            where="weights verify",
+            expected="the tensors that the catalogue names",
+            got=list_faults(f"{error.where}: {error.problem}" for error in damaged),
+            fix=list_faults(error.fix for error in damaged),
+        )

@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, import_extra, nearest_names
 from inflate3d.flow.tvl1 import tvl1
 
 MethodName = Literal["tvl1", "tvl1-opencv", "dis", "farneback", "raft", "raft-small"]
@@ -155,12 +154,16 @@ def to_grey(frames: Tensor) -> Tensor:
 
 
 def _opencv(name: str) -> FlowMethod:
-    try:
-        cv2: Any = import_module("cv2")
-    except ImportError as error:
-        raise _not_installed(name, f"no module {error.name}") from error
+    instead = "take the method tvl1, which needs nothing"
+    cv2 = import_extra("cv2", "flow", where=f"the method {name}", instead=instead)
     if name == "tvl1-opencv" and not hasattr(cv2, "optflow"):
-        raise _not_installed(name, f"OpenCV {cv2.__version__} without its contrib modules")
+        raise InflateError(
+            "OpenCV comes without its contrib modules",
+            where=f"the method {name}",
+            expected="the package opencv-contrib-python-headless",
+            got=f"OpenCV {cv2.__version__}",
+            fix=f'pip install "inflate3d[flow]", or {instead}',
+        )
     algorithms: dict[str, Callable[[Any, Any], Any]] = {
         "tvl1-opencv": lambda a, b: cv2.optflow.DualTVL1OpticalFlow_create().calc(a, b, None),
         "dis": lambda a, b: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(a, b, None),
@@ -185,16 +188,6 @@ def _opencv(name: str) -> FlowMethod:
         return torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).contiguous()
 
     return run
-
-
-def _not_installed(name: str, got: str) -> InflateError:
-    return InflateError(
-        f"the method {name} needs OpenCV" + " with its contrib modules" * (name == "tvl1-opencv"),
-        where="find_method",
-        expected="the package opencv-contrib-python-headless",
-        got=got,
-        fix='pip install "inflate3d[flow]", or take the method tvl1, which needs nothing',
-    )
 
 
 def _raft(name: str, device: str, weights: str | Path | None) -> FlowMethod:

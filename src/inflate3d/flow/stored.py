@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inflate3d.checks import is_number
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, import_extra
 from inflate3d.flow.quantize import BOUND_PIXELS, check_quantizer, dequantize
 
 # flow_x_00001.jpg (denseflow, TSN), x_00001.jpg (mmaction2), both components in flow_00001.png (denseflow)
@@ -221,16 +220,7 @@ def _decoded(data: bytes, where: Path, *, color: bool) -> Tensor:
 
 
 def _hdf5(path: Path, bound: float) -> StoredFlow:
-    try:
-        h5py: Any = import_module("h5py")
-    except ImportError as error:
-        raise InflateError(
-            "HDF5 files need h5py",
-            where=str(path),
-            expected="the package h5py",
-            got=f"no module {error.name}",
-            fix='pip install "inflate3d[hdf5]"',
-        ) from error
+    h5py = import_extra("h5py", "hdf5", where=str(path))
     parts: Parts = defaultdict(dict)
     kinds = set()
     try:

@@ -3,7 +3,8 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class Tvl1Options:
 def tvl1(first: Tensor, second: Tensor, options: Tvl1Options | None = None, *, compiled: bool = False) -> Tensor:
     """Estimate where each pixel of the first pictures has gone in the second ones.
 
-    On a CPU the pairs are solved one after the other, because the state of one of them fits its caches and that of
+    On a CPU each pair is solved by one thread, because the state of one of them fits a processor's caches and that of
     several does not; elsewhere all at once. The result for a pair does not depend on the others.
 
     Args:
@@ -85,8 +86,7 @@ def tvl1(first: Tensor, second: Tensor, options: Tvl1Options | None = None, *, c
         second: As many of the same size, on the same device.
         options: Parameters; the defaults are OpenCV's.
         compiled: Fuse the iterations with `torch.compile`, about three times as fast on a CPU, once half a minute of
-            compiling is over; where there is no compiler, a warning says so and the plain code runs. On a CPU one
-            thread is used either way.
+            compiling is over; where there is no compiler, a warning says so and the plain code runs.
 
     Returns:
         `[n, 2, h, w]` float32, pixels to the right and down.
@@ -109,20 +109,24 @@ def tvl1(first: Tensor, second: Tensor, options: Tvl1Options | None = None, *, c
     if not len(first):
         return first.new_empty(0, 2, *first.shape[1:], dtype=torch.float32)
     kernels = _compiled_kernels(first.device.type) if compiled else PLAIN
-    on_cpu = first.device.type == "cpu"
-    step = 1 if on_cpu else len(first)
-    with torch.no_grad(), _one_thread() if on_cpu else nullcontext():
-        pairs = zip(first.split(step), second.split(step), strict=True)
-        return torch.cat([_solve(a.float(), b.float(), options, kernels) for a, b in pairs])
+
+    def solve(one: Tensor, two: Tensor) -> Tensor:
+        with torch.no_grad():  # holds for the thread that says it
+            return _solve(one.float(), two.float(), options, kernels)
+
+    if first.device.type != "cpu":
+        return solve(first, second)
+    with _one_thread_each() as threads, ThreadPoolExecutor(min(threads, len(first))) as pool:
+        return torch.cat([*pool.map(solve, first.split(1), second.split(1))])
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep to one thread: a step of 0.1 ms is too short to be shared out, and waiting threads occupy processors."""
+def _one_thread_each() -> Iterator[int]:
+    """Let torch keep to one thread, and tell how many it had: a step of 0.1 ms is too short to be shared out."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 

@@ -6,7 +6,7 @@ cannot be taken over, because their class or what remakes their weight is unknow
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,21 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.kernels import deflate_weight, inflate_weight, spread_weight
-from inflate3d.inflation.padding import pad_space, pad_time, sides_of, time_pads
-from inflate3d.inflation.plan import LayerPlan, TimePadding
+from inflate3d.inflation.padding import TimePadding, pad_for, pad_space, pad_time, present_tap, sides_of
+from inflate3d.inflation.plan import LayerPlan
 from inflate3d.inflation.profiles import is_random, profile_taps
 
 Kind = Literal["conv", "transposed", "pool", "gate", "drop"]
 Adapter = TypeVar("Adapter", bound=type["Adapted"])
+
+
+# What a subclass may define and still run as its parent does
+HARMLESS = {
+    "__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__",
+    "__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__", "__constants__",
+    "extra_repr", "reset_parameters",
+}  # fmt: skip
+PACKAGES_BY_NAME = ("transformers.", "segmentation_models_pytorch.")
 
 
 class Adapted(Folded):
@@ -64,8 +73,6 @@ def adapts(type2d: type[nn.Module]) -> Callable[[Adapter], Adapter]:
         if issubclass(adapter, type2d):
             ADAPTERS[type2d] = adapter
         else:
-            from inflate3d.inflation.adapters_derived import derive  # noqa: PLC0415 - it needs this file
-
             ADAPTERS.pop(type2d, None)
             derive(adapter, type2d)
         return adapter
@@ -75,17 +82,82 @@ def adapts(type2d: type[nn.Module]) -> Callable[[Adapter], Adapter]:
 
 def adapter_for(layer: nn.Module) -> type[Adapted] | None:
     """Find the class that takes over a layer, or None."""
-    from inflate3d.inflation.adapters_derived import derived_adapter  # noqa: PLC0415 - they need this file
-    from inflate3d.inflation.filters import Filter, FilterTransposed  # noqa: PLC0415
+    from inflate3d.inflation.filters import Filter, FilterTransposed  # noqa: PLC0415 - they need this file
 
     type2d = type(layer)
-    if type2d.__module__.startswith("timm."):
-        import inflate3d.inflation.adapters_timm  # noqa: F401, PLC0415 - registers; a second of import for users of timm
+    if any(above.__module__.startswith("timm.") for above in type2d.__mro__):
+        import inflate3d.inflation.adapters_packages  # noqa: F401, PLC0415 - registers; a second of import for users of timm
     adapter = ADAPTERS.get(type2d) or derived_adapter(type2d)
     convolution = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(layer, Adapted)
     if convolution and (adapter is None or "weight" not in layer._parameters):
         return FilterTransposed if isinstance(layer, nn.ConvTranspose2d) else Filter
     return adapter
+
+
+def derived_adapter(type2d: type[nn.Module]) -> type[Adapted] | None:
+    """Make the class that takes over layers of this type, if they run as layers of a known type do.
+
+    Example:
+        >>> class Stem(nn.Conv2d):
+        ...     def __init__(self, channels):
+        ...         super().__init__(channels, 8, 7)
+        >>> class Odd(nn.Conv2d):
+        ...     def forward(self, x):
+        ...         return super().forward(x).relu()
+        >>> derived_adapter(Stem).__name__, derived_adapter(Odd)
+        ('InflatedConv2d_Stem', None)
+    """
+    if issubclass(type2d, Adapted):
+        return None
+    parent = _parent_by_name(type2d) or _parent_by_descent(type2d)
+    return derive(parent, type2d) if parent else None
+
+
+def _parent_by_name(type2d: type[nn.Module]) -> type[Adapted] | None:
+    if not type2d.__module__.startswith(PACKAGES_BY_NAME):
+        return None
+    from inflate3d.inflation.adapters_packages import BY_NAME  # noqa: PLC0415 - for the users of these packages
+
+    for package, adapters in BY_NAME.items():
+        for ending, adapter in adapters.items():
+            if type2d.__module__.startswith(package) and type2d.__name__.endswith(ending):
+                return adapter
+    return None
+
+
+def _parent_by_descent(type2d: type[nn.Module]) -> type[Adapted] | None:
+    """Find the adapter of the nearest known class above, if no class in between changes how it runs."""
+    known = next((above for above in type2d.__mro__ if above in ADAPTERS), None)
+    if known is None:
+        return None
+    between = type2d.__mro__[: type2d.__mro__.index(known)]
+    own = {name: value for cls in between for name, value in vars(cls).items() if name not in HARMLESS}
+    # parametrizations hide the weight behind a property
+    changed = any(n.startswith("__") or hasattr(known, n) or isinstance(value, property) for n, value in own.items())
+    return None if changed else ADAPTERS[known]
+
+
+def derive(adapter: type[Adapted], type2d: type[nn.Module]) -> type[Adapted]:
+    """Make, and register, the class that takes over layers of a type as an adapter takes over those of another."""
+    if type2d in ADAPTERS:
+        return ADAPTERS[type2d]
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        made = object.__reduce_ex__(self, protocol)
+        assert isinstance(made, tuple)
+        # a class made on the spot cannot be found by its name, but made again
+        return _new, (adapter, type2d), *made[2:]
+
+    name = f"{adapter.__name__}_{type2d.__name__}"
+    derived = type(name, (adapter, type2d), {"__reduce_ex__": reduce, "__doc__": adapter.__doc__})
+    ADAPTERS[type2d] = derived
+    return derived
+
+
+def _new(adapter: type[Adapted], type2d: type[nn.Module]) -> nn.Module:
+    derived = derive(adapter, type2d)
+    layer: nn.Module = derived.__new__(derived)
+    return layer
 
 
 @adapts(nn.Conv2d)
@@ -104,14 +176,9 @@ class InflatedConv2d(Adapted, nn.Conv2d):
 
     def inflated_weight(self) -> Tensor:
         """Lay the 2D weight out in time."""
-        present = self.present_tap()
-        return inflate_weight(
-            self.weight.detach(), self.plan.time_kernel, profile=self.plan.profile, center=present, groups=self.groups
-        )
-
-    def present_tap(self) -> int | None:
-        """Name the tap that looks at the present frame; None is the one in the middle."""
-        return self.plan.time_kernel - 1 if self.plan.padding == "causal" else None
+        kernel, profile = self.plan.time_kernel, self.plan.profile
+        present = present_tap(kernel, self.plan.padding)
+        return inflate_weight(self.weight.detach(), kernel, profile=profile, center=present, groups=self.groups)
 
     def deflate_(self) -> None:
         """Sum the weight over time and become the 2D layer again."""
@@ -142,8 +209,7 @@ class InflatedConv2d(Adapted, nn.Conv2d):
             return frames_to_clip(self.forward2d(clip_to_frames(shift_channels(x, plan.padding))), num_clips)
         frames, (top, left) = self.pad_space(clip_to_frames(x))
         clip = frames_to_clip(frames, num_clips)
-        front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
-        clip = pad_time(clip, front, back, padding=plan.padding)
+        clip = pad_for(clip, plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
         stride, dilation = (plan.time_stride, *self.stride), (1, *self.dilation)
         return F.conv3d(clip, self.kernel_in_use(), self.bias, stride, (0, top, left), dilation, self.groups)
 
@@ -158,9 +224,8 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
         """Lay the 2D weight `[in, out, h, w]` out in time; the taps of a transposed convolution run backwards."""
         if is_random(self.plan.profile):
             return super().inflated_weight()
-        taps = profile_taps(
-            self.plan.profile, self.plan.time_kernel, center=self.present_tap(), channels=self.in_channels
-        ).flip(-1)
+        kernel, present = self.plan.time_kernel, present_tap(self.plan.time_kernel, self.plan.padding)
+        taps = profile_taps(self.plan.profile, kernel, center=present, channels=self.in_channels).flip(-1)
         return spread_weight(self.weight, taps if taps.ndim == 1 else taps[:, None])
 
     def lay_out(self, taps: Tensor) -> None:
@@ -190,8 +255,7 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
         kernel, padding, groups = self.plan.time_kernel, self.plan.padding, self.groups
         if self.plan.action == "shift":
             x = shift_channels(x, padding)
-        front, back = time_pads(x.shape[2], kernel, padding=padding)
-        clip = pad_time(x, front, back, padding=padding)
+        clip = pad_for(x, kernel, padding=padding)
         stride, dilation = (1, *self.stride), (1, *self.dilation)
         weight = self.weight if self.weight.ndim == 5 else self.weight.unsqueeze(2)
         y = F.conv_transpose3d(clip, weight, self.bias, stride, (0, *self.padding), (0, *space), groups, dilation)
@@ -230,12 +294,10 @@ class PooledInTime(Adapted):
         """Pool `[b, c, t, h, w]` in space, then in time."""
         plan = self.plan
         clip = frames_to_clip(self.pool_space(clip_to_frames(x)), x.shape[0])
-        front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
-        pool = F.max_pool3d if self.takes_maximum else F.avg_pool3d
         # a repeated border frame lies in the window already, so it changes no maximum
-        return pool(
-            pad_time(clip, front, back, padding=plan.padding), (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1)
-        )
+        clip = pad_for(clip, plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
+        pool = F.max_pool3d if self.takes_maximum else F.avg_pool3d
+        return pool(clip, (plan.time_kernel, 1, 1), (plan.time_stride, 1, 1))
 
     def pool_space(self, frames: Tensor) -> Tensor:
         """Pool frames `[n, c, h, w]` as the 2D layer does."""

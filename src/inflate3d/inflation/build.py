@@ -1,187 +1,23 @@
-"""A plan and a 2D model make an Inflated, a 3D model; `deflate` goes back."""
+"""A plan and a 2D model make a 3D model; `deflate` goes back."""
 
-import copy
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from inflate3d.axes import clip_to_frames
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice, list_faults, nearest_names
 from inflate3d.inflation.adapters import Adapted, adapter_for
-from inflate3d.inflation.fold import Fold, Runs, in_backward
+from inflate3d.inflation.fold import Fold
+from inflate3d.inflation.inflated import Inflated, check_inflated, output_key
 from inflate3d.inflation.inserts import forget_inserts, insert_into, maps_behind, place
 from inflate3d.inflation.intercept import forget_calls, time_calls
 from inflate3d.inflation.observe import copied, observe
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
-from inflate3d.inflation.pictures import input_shape_of, pictures_like
+from inflate3d.inflation.pictures import picture_shape, pictures_like
 from inflate3d.inflation.plan import Insert, LayerPlan, Plan, Rule
 from inflate3d.inflation.presets import PRESETS, decide, kernel_of
-from inflate3d.inflation.profiles import Profile
-
-
-class Inflated(nn.Module):
-    """A 2D model that runs on clips: its own code on every frame, and layers that look through time.
-
-    Attributes:
-        net: The 2D model's copy: same class, same code, same names of parameters.
-        plan: What each of its layers became.
-        inserts: What the 2D model has not, in a tree with the names of its modules; None if there is nothing.
-        time_pool: How vectors (logits, features) of the frames become one: "mean", "max" or "none" (one per step).
-    """
-
-    def __init__(self, net: nn.Module, plan: Plan, fold: Fold, *, time_pool: TimePool = "mean") -> None:
-        super().__init__()
-        if time_pool not in get_args(TimePool):
-            raise InflateError(
-                "there is no such pooling over time",
-                where="Inflated",
-                expected=", ".join(get_args(TimePool)),
-                got=repr(time_pool),
-                fix='time_pool="mean"',
-            )
-        self.net, self.plan, self.fold, self.time_pool = net, plan, fold, time_pool
-        self.inserts: nn.Module | None = None
-        self.outer: Fold | None = None  # of the Inflated that this one is a layer of
-        self.runs: Runs = {}  # as such a layer; see `Folded`
-        self._outputs: dict[Any, Outputs] = {}
-
-    def forward(self, clip: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on a clip `[b, c, t, h, w]`; pictures `[b, c, h, w]` are answered as by the 2D model.
-
-        The clip may come by the name of the 2D model's own first argument, `model3d(pixel_values=clip)`.
-        """
-        return self.call("forward", clip, *args, **kwargs)
-
-    def call(self, method: str, clip: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Run any method of the 2D model, such as timm's `forward_features`, on a clip `[b, c, t, h, w]`.
-
-        Vectors `[n, d]` come out as `[b, d]` (see `time_pool`), maps as `[b, c, t, h, w]` or `[b, t, h, w, c]`, tokens
-        as `[b, t, l, d]`, in whatever tuple, list, dict or dataclass the method returns.
-
-        Args:
-            method: Its name.
-            clip: Passed as the first argument, in frame form; it may come by the name of that argument.
-            *args: Passed on as they are.
-            **kwargs: Passed on as they are.
-
-        Raises:
-            InflateError: There is no such method, or the clip is missing or has other axes.
-        """
-        self._check_method(method)
-        if clip is None:
-            clip, kwargs = self._clip_by_name(method, kwargs)
-        self._check_clip(clip)
-        pictures = clip.ndim == 4
-        num_clips, outer = clip.shape[0], self.outer if pictures else None
-        if outer and (outer.num_clips is not None or in_backward()):  # a checkpoint may run it anew
-            num_clips = outer.num_clips_in(clip, self.runs, "an Inflated inside another one")
-        outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
-        num_frames = clip.shape[0] // num_clips if pictures else clip.shape[2]
-        self.fold.push(num_clips, num_frames)
-        try:
-            # forward() through the module itself, so that its hooks run
-            run = self.net if method == "forward" else getattr(self.net, method)
-            output = run(clip if pictures else clip_to_frames(clip), *args, **kwargs)
-        finally:
-            self.fold.pop()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            for leaf in pytree.tree_leaves(output):
-                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    self.fold.begins_backward(num_clips, leaf)
-        return outputs.unfold(output, num_clips, self.time_pool) if outputs else output
-
-    def outputs_of(self, method: str, *args: Any, **kwargs: Any) -> Outputs:
-        """Look up what comes out of a method, leaf by leaf; the first time it is run on single pictures for that."""
-        given = [value.shape if isinstance(value, Tensor) else value for value in pytree.tree_leaves((args, kwargs))]
-        key = f"{method} {sorted(kwargs)} {given}"
-        if key not in self._outputs:
-            self._outputs[key] = self._look_at(method, args, kwargs)
-        return self._outputs[key]
-
-    def _clip_by_name(self, method: str, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Find the clip under the name of the method's first argument, such as Hugging Face's `pixel_values`."""
-        name = next(iter(inspect.signature(getattr(self.net, method)).parameters), "")
-        if not isinstance(kwargs.get(name), Tensor):
-            raise InflateError(
-                "no clip was given",
-                where="Inflated",
-                expected=f"[b, c, t, h, w] as the first argument, or as {name}=",
-                got=", ".join(f"{key}=" for key in kwargs) or "nothing",
-                fix=f"model3d(clip) or model3d({name}=clip)",
-            )
-        return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
-
-    def _check_method(self, method: str) -> None:
-        if not callable(getattr(self.net, method, None)):
-            names = [name for name in dir(self.net) if not name.startswith("_")]
-            raise InflateError(
-                f"the 2D model has no method {method}",
-                where="Inflated.call",
-                expected="a method of " + type(self.net).__name__,
-                got=repr(method),
-                fix=f"did you mean {nearest_names(method, names)}?",
-            )
-        own_calls = [layer.path for layer in self.plan if layer.path.startswith("#") and layer.action != "frame"]
-        if method != "forward" and own_calls:
-            raise InflateError(
-                "functions that the model calls in its own forward() have time there only",
-                where="Inflated.call",
-                expected="forward, in a model whose plan gives time to " + ", ".join(own_calls),
-                got=repr(method),
-                fix="give these calls no time: rules={'#*': Rule(time_kernel=1, time_stride=1)}",
-            )
-
-    def _check_clip(self, clip: Tensor) -> None:
-        if clip.ndim not in (4, 5):
-            raise InflateError(
-                "the input is no clip",
-                where="Inflated",
-                expected="[b, c, t, h, w], or pictures [b, c, h, w]",
-                got=f"{list(clip.shape)}",
-                fix="add the axes that are missing: clip[None] for one clip",
-            )
-
-    def _look_at(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outputs:
-        """Run the method of a copy on single pictures, so that no statistics and no masks of this one change."""
-        trial = copied(self).eval()
-        pictures = pictures_like(trial, self.plan.input_shape)
-
-        def run(frames: Tensor) -> Any:
-            trial.fold.push(frames.shape[0])
-            try:
-                return getattr(trial.net, method)(frames, *args, **kwargs)
-            finally:
-                trial.fold.pop()
-
-        with torch.no_grad():
-            return look_at_outputs(run, pictures)
-
-    def load_2d_state_dict(self, state2d: Mapping[str, Tensor]) -> None:
-        """Load a checkpoint of the 2D model: kernels are inflated as the plan says, inserts stay as they are.
-
-        Raises:
-            InflateError: Names or shapes are not those of the 2D model.
-        """
-        flat = deflate(self)
-        try:
-            flat.load_state_dict(state2d)
-        except RuntimeError as error:
-            raise InflateError(
-                "the checkpoint does not fit the 2D model",
-                where="Inflated.load_2d_state_dict",
-                expected=f"the state dict of {type(flat).__name__}",
-                got=str(error),
-                fix="strip prefixes, or take the checkpoint of this very model",
-            ) from None
-        self.net.load_state_dict(build(self.plan, flat).net.state_dict())
-
-    def extra_repr(self) -> str:
-        """Show the plan's first line."""
-        return str(self.plan).splitlines()[0]
+from inflate3d.inflation.profiles import Profile, is_random
 
 
 def make_plan(
@@ -221,12 +57,12 @@ def make_plan(
             where="make_plan",
             expected="; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items()),
             got=repr(preset),
-            fix=f"did you mean {nearest_names(preset, PRESETS)}?",
+            fix=f"did you mean {nearest_names(str(preset), PRESETS)}?",
         )
-    channels, height, width = example.shape[1:] if example is not None else input_shape_of(model2d)
-    seen = observe(model2d, pictures_like(model2d, (channels, height, width)))
-    layers = decide(seen, PRESETS[preset], profile)
-    plan = Plan(type(model2d).__name__, preset, (channels, height, width), layers)
+    check_model(model2d, "make_plan")
+    shape = picture_shape(model2d, example)
+    layers = decide(observe(model2d, pictures_like(model2d, shape)), PRESETS[preset], profile)
+    plan = Plan(type(model2d).__name__, preset, shape, layers)
     plan = plan.with_rules(rules) if rules else plan
     return place(plan, inserts, model2d, padding=PRESETS[preset].padding) if inserts else plan
 
@@ -243,13 +79,33 @@ class Planning(TypedDict, total=False):
 def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> Inflated:
     """Carry out a plan on a copy of a 2D model; the model itself stays as it was and shares no memory.
 
+    Args:
+        plan: Of this model: `make_plan`, `Plan.from_json`.
+        model2d: Left as it is.
+        time_pool: What becomes of the frames' logits; see `inflate`.
+
     Raises:
         InflateError: The plan is for another model.
+
+    Example:
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+        >>> plan = make_plan(model2d, example=torch.zeros(1, 3, 11, 13))
+        >>> build(plan, model2d)(torch.rand(2, 3, 7, 11, 13)).shape
+        torch.Size([2, 5, 7, 11, 13])
     """
+    if not isinstance(plan, Plan):
+        raise InflateError(
+            "this is no plan",
+            where="build",
+            expected="a Plan",
+            got=repr(plan)[:80],
+            fix="build(make_plan(model2d, preset), model2d), or inflate(model2d, preset)",
+        )
+    check_model(model2d, "build")
     strides = None if plan.frames_lost else frozenset(layer.time_stride for layer in plan.steps)
     net, fold = copied(model2d), Fold(strides)
-    _check_plan_fits(plan, net)
-    outputs, maps = _forms_of_forward(net, plan), maps_behind(plan, net)
+    outputs = _look_at_forward(net, plan)
+    maps = maps_behind(plan, net)
     tied = _tied_weights(plan, net)
     for layer in plan:
         if layer.action != "frame" and "#" not in layer.path:
@@ -270,7 +126,7 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
         model3d.inserts.train(model2d.training)
     time_calls(net, [layer for layer in plan if layer.action != "frame" and "#" in layer.path], fold)
     model3d.training = model2d.training  # the parts keep their own modes: frozen batch norms stay frozen
-    model3d._outputs["forward [] []"] = outputs
+    model3d._outputs[output_key("forward", (), {})] = outputs
     if plan.frames_lost or any(layer.time_stride > 1 for layer in plan.steps):
         _check_branches_meet(model3d)
     return model3d
@@ -292,7 +148,8 @@ def inflate(
         **planning: `example`, `profile`, `rules` and `inserts`, as in `make_plan`.
 
     Raises:
-        InflateError: See `make_plan`; or nothing in the plan looks through time, and its preset is not "frames".
+        InflateError: See `make_plan`; or nothing in the plan looks through time, and its preset is not "frames"; or a
+            finished plan comes with what only planning can heed.
 
     Example:
         >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
@@ -305,6 +162,7 @@ def inflate(
     if isinstance(plan, str):
         plan = make_plan(model2d, plan, **planning)
     else:
+        _check_settings_of(plan, set(planning) - {"rules", "inserts"})
         plan = plan.with_rules(planning.get("rules") or {})
         if inserts := planning.get("inserts"):
             plan = place(plan, inserts, model2d, padding=PRESETS[plan.preset].padding)
@@ -320,14 +178,42 @@ def inflate(
     return build(plan, model2d, time_pool=time_pool)
 
 
+def _check_settings_of(plan: object, idle: set[str]) -> None:
+    if not isinstance(plan, Plan):
+        raise InflateError(
+            "this is no plan",
+            where="inflate",
+            expected=f"a preset ({', '.join(PRESETS)}) or a Plan",
+            got=repr(plan)[:80],
+            fix='inflate(model2d, "video")',
+        )
+    check_choice(plan.preset, PRESETS, what="preset", where="inflate, the plan")
+    if idle:
+        raise InflateError(
+            "a finished plan has its own settings",
+            where="inflate",
+            expected="rules= and inserts= alone beside a Plan",
+            got=", ".join(sorted(idle)),
+            fix=f"make_plan(model2d, {plan.preset!r}, {', '.join(f'{name}=...' for name in sorted(idle))})",
+        )
+
+
 def deflate(model3d: Inflated) -> nn.Module:
     """Give the 2D model back: kernels summed over time, no inserts, everything else as it is now; shares no memory.
 
     Raises:
-        InflateError: A kernel was initialized at random, so that no 2D kernel stands behind it.
+        InflateError: A kernel was initialized at random, so that no 2D kernel stands behind it; or the model is none
+            that `inflate` made.
+
+    Example:
+        >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3))
+        >>> back = deflate(inflate(model2d, example=torch.zeros(1, 3, 11, 13)))
+        >>> torch.allclose(back[0].weight, model2d[0].weight)
+        True
     """
+    check_inflated(model3d, "deflate")
     for layer in model3d.plan:
-        if layer.action == "inflate" and layer.profile == "random":
+        if layer.action == "inflate" and is_random(layer.profile):
             raise InflateError(
                 "a random kernel has no 2D kernel behind it",
                 where=f"deflate, layer {layer.path}",
@@ -351,7 +237,7 @@ def deflate(model3d: Inflated) -> nn.Module:
 
 def _check_branches_meet(model3d: Inflated) -> None:
     """Run a short clip through a plan that shortens time, so that branches of unequal length show now."""
-    trial = copy.deepcopy(model3d).eval()
+    trial = copied(model3d).eval()
     # 17 frames leave two on a level that is 16 times shorter: one would go together with any number
     length = 17 + trial.plan.frames_lost
     clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
@@ -368,10 +254,25 @@ def _check_branches_meet(model3d: Inflated) -> None:
         ) from error
 
 
-def _forms_of_forward(net: nn.Module, plan: Plan) -> Outputs:
-    trial = copy.deepcopy(net).eval()
+def _look_at_forward(net: nn.Module, plan: Plan) -> Outputs:
+    """Find the forms of what the 2D model gives, and whether the plan knows all that runs."""
+    _check_plan_fits(plan, net)
+    trial = copied(net).eval()
+    planned, ran = {layer.path for layer in plan}, dict[str, None]()
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: ran.setdefault(path)
+
+    for path, module in trial.named_modules():
+        if path not in planned and adapter_for(module):
+            module.register_forward_hook(note(path))
     with torch.no_grad():
-        return look_at_outputs(trial, pictures_like(trial, plan.input_shape))
+        outputs = look_at_outputs(trial, pictures_like(trial, plan.input_shape))
+    inner = [path + "." for path, module in net.named_modules() if path and isinstance(module, Inflated)]
+    strangers = [path for path in ran if not path.startswith(tuple(inner))]
+    if strangers:
+        raise _of_another_model(plan, [f"{path or 'the model itself'} runs and is not in it" for path in strangers])
+    return outputs
 
 
 def _tied_weights(plan: Plan, net: nn.Module) -> dict[str, str]:
@@ -404,7 +305,7 @@ def _tied_weights(plan: Plan, net: nn.Module) -> dict[str, str]:
 
 
 def _check_plan_fits(plan: Plan, net: nn.Module) -> None:
-    """Compare the plan's layers with the model's: names, types, kernels, and that none is missing."""
+    """Look up the plan's layers in the model: names, types, kernels."""
     modules = dict(net.named_modules())
     faults = []
     for layer in plan:
@@ -415,10 +316,32 @@ def _check_plan_fits(plan: Plan, net: nn.Module) -> None:
         elif "#" not in layer.path and (type(module).__name__, kernel_of(module)) != (layer.layer, layer.kernel):
             faults.append(f"{path} is {type(module).__name__} {kernel_of(module)}, not {layer.layer} {layer.kernel}")
     if faults:
+        raise _of_another_model(plan, faults)
+
+
+def _of_another_model(plan: Plan, faults: Sequence[str]) -> InflateError:
+    return InflateError(
+        "the plan is for another model",
+        where="build",
+        expected=f"the {len(plan.layers)} layers of the plan for {plan.model}",
+        got=list_faults(faults, shown=5),
+        fix="make the plan from this very model: make_plan(model2d, preset)",
+    )
+
+
+def check_model(model2d: object, where: str) -> None:
+    """Refuse what is no model, or one without values.
+
+    Raises:
+        InflateError: It is no module, or its parameters are on the device "meta".
+    """
+    values = list(model2d.parameters()) if isinstance(model2d, nn.Module) else []
+    if not isinstance(model2d, nn.Module) or any(value.is_meta for value in values):
         raise InflateError(
-            "the plan is for another model",
-            where="build",
-            expected=f"the {len(plan.layers)} layers of the plan for {plan.model}",
-            got="; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""),
-            fix="make the plan from this very model: make_plan(model2d, preset)",
+            "there is no 2D model to look at",
+            where=where,
+            expected="a torch.nn.Module with values",
+            got="parameters on the device meta" if values else f"{type(model2d).__name__} {model2d!r}"[:80],
+            fix="build it first: torchvision.models.resnet18(), timm.create_model(NAME), or "
+            "inflate3d.models.sources.find_2d_model(NAME)",
         )

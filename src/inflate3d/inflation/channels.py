@@ -2,10 +2,12 @@
 
 from torch import Tensor, nn
 
+from inflate3d.checks import is_count
 from inflate3d.errors import InflateError
+from inflate3d.inflation.build import check_model
 from inflate3d.inflation.kernels import adapt_channels
 from inflate3d.inflation.observe import copied, observe
-from inflate3d.inflation.pictures import input_shape_of, pictures_like
+from inflate3d.inflation.pictures import picture_shape, pictures_like
 
 
 def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | None = None) -> nn.Module:
@@ -20,7 +22,8 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
         example: A picture `[1, c, h, w]` of the size the model wants; see `make_plan`.
 
     Raises:
-        InflateError: The model does not begin with a plain convolution over all channels of the picture.
+        InflateError: Another number than a count; or the model does not begin with a plain convolution over all
+            channels of the picture.
 
     Source: timm, `models/_manipulate.py`, adapt_input_conv.
 
@@ -32,7 +35,16 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
         >>> torch.allclose(small(grey), model2d(grey.expand(-1, 3, -1, -1)), atol=1e-6)
         True
     """
-    shape = tuple(example.shape[1:]) if example is not None else input_shape_of(model2d)
+    if not is_count(channels):
+        raise InflateError(
+            "channels are counted",
+            where="with_input_channels",
+            expected="a whole number, 1 or more",
+            got=repr(channels),
+            fix="channels=1 for grey pictures, 2 for optical flow",
+        )
+    check_model(model2d, "with_input_channels")
+    shape = picture_shape(model2d, example)
     seen = observe(model2d, pictures_like(model2d, shape))
     first = next((one for one in seen if isinstance(one.layer, nn.Conv2d)), None)
     if first is None or first.in_shape[1] != shape[0] or first.layer.groups != 1:

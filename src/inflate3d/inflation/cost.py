@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from inflate3d.checks import is_count
 from inflate3d.errors import InflateError
-from inflate3d.inflation.build import Inflated
+from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.observe import copied
 from inflate3d.inflation.plan import Plan
 
@@ -18,8 +19,8 @@ class Cost:
     """What one forward pass of one clip costs.
 
     Attributes:
-        parameters: Numbers that training would change.
-        gmacs: Multiplications and additions, in billions.
+        parameters: Numbers in all of its parameters.
+        gmacs: Multiplications with their addition, in billions: half as many as FLOP.
         activation_megabytes: All outputs of layers together, in the dtype of the model: about what training keeps.
         receptive_frames: At most so many frames have a say in one output; gates and non-local blocks, which see the
             whole clip, are not counted.
@@ -45,7 +46,7 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
         clip_shape: `(c, t, h, w)`.
 
     Raises:
-        InflateError: The model cannot be run on shapes alone, or not on such a clip.
+        InflateError: The model is no Inflated, cannot be run on shapes alone, or not on such a clip.
 
     Example:
         >>> from inflate3d.inflation.build import inflate
@@ -53,6 +54,15 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
         >>> print(estimate_cost(inflate(model2d, example=torch.zeros(1, 3, 11, 13)), (3, 7, 110, 130)))
         0.0 M parameters, 0.0 GMAC, 4 MB of activations, 3 frames seen by one output
     """
+    check_inflated(model3d, "estimate_cost")
+    if len(clip_shape) != 4 or not all(map(is_count, clip_shape)):
+        raise InflateError(
+            "this is no shape of a clip",
+            where="estimate_cost",
+            expected="(c, t, h, w), whole numbers from 1",
+            got=repr(tuple(clip_shape)),
+            fix="estimate_cost(model3d, (3, 16, 224, 224)), without the batch",
+        )
     ghost = copied(model3d, device="meta").eval()
     dtype = next((p.dtype for p in model3d.parameters() if p.is_floating_point()), torch.float32)
     activations = 0
@@ -68,6 +78,8 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
             ghost(torch.empty(1, *clip_shape, device="meta", dtype=dtype))
+    except InflateError:
+        raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise InflateError(
             "the cost cannot be counted on shapes alone",

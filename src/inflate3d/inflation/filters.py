@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inflate3d.errors import InflateError
 from inflate3d.inflation.adapters import Adapted, Kind, shift_channels
 from inflate3d.inflation.fold import Fold
-from inflate3d.inflation.padding import pad_time, time_pads
+from inflate3d.inflation.padding import pad_for, present_tap
 from inflate3d.inflation.plan import LayerPlan
 from inflate3d.inflation.profiles import is_random, profile_taps
 
@@ -75,14 +75,13 @@ class Filter(Beside):
         plan = self.plan
         if plan.action == "shift":
             return shift_channels(x, plan.padding)
-        front, back = time_pads(x.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
-        clip = pad_time(x, front, back, padding=plan.padding)
+        clip = pad_for(x, plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
         return mix_frames(clip, self.taps or self._taps_of(x.shape[1]), plan.time_stride)
 
     def _taps_of(self, channels: int) -> Tensor:
         plan = self.plan
-        center = plan.time_kernel - 1 if plan.padding == "causal" else None
-        return profile_taps(self.profile, plan.time_kernel, center=center, channels=channels)
+        present = present_tap(plan.time_kernel, plan.padding)
+        return profile_taps(self.profile, plan.time_kernel, center=present, channels=channels)
 
     def lay_out(self, taps: Tensor) -> None:
         """Take other taps, from the past to the future; for proofs."""

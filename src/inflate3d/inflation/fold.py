@@ -11,6 +11,7 @@ from inflate3d.errors import InflateError
 from inflate3d.inflation.plan import LayerPlan
 
 MAX_BACKWARDS = 64  # that are remembered: far more than run at a time
+MAX_SHAPES = 64  # of batches that a layer remembers
 
 OUTSIDE = -1  # torch's number of the backward pass where there is none
 Runs = dict[tuple[int, ...], set[int]]  # for each shape of frames, the numbers of clips that runs held
@@ -86,7 +87,7 @@ class Fold:
 
         def remember(gradient: Tensor) -> None:
             while len(self._backward) >= MAX_BACKWARDS:
-                self._backward.pop(next(iter(self._backward)))
+                self._backward.pop(next(iter(list(self._backward)), 0), None)  # another thread may have been quicker
             self._backward[_backward_pass()] = num_clips
 
         output.register_hook(remember)
@@ -106,19 +107,22 @@ class Fold:
         if running is not None:
             if not torch.compiler.is_compiling():
                 runs.setdefault(shape, set()).add(running)
+                if len(runs) > MAX_SHAPES:
+                    del runs[next(iter(runs))]
             return running
         known = runs.get(shape, set())
         recomputed = self._backward.get(_backward_pass())
         if recomputed in known:
             return recomputed
-        if len(known) == 1:
+        if len(known) == 1 and in_backward():  # a checkpoint's; anything else may be of any other batch
             return next(iter(known))
         raise InflateError(
             "a layer that looks through time was run on frames alone, and cannot know where clips begin",
             where=module,
             expected="clips [b, c, t, h, w], or a call through the Inflated: model.call(method, clip)",
             got=f"frames {list(shape)}" + (f", which held {sorted(known)} clips before" if known else ""),
-            fix="call the Inflated, not its .net; or run the backward pass before a forward with another batch",
+            fix="call the Inflated, not its .net (pictures [b, c, h, w] are welcome too); with activation checkpoints, "
+            "run the backward pass before a forward with another batch",
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
@@ -168,7 +172,11 @@ class Folded(nn.Module):
         return self.fold.num_clips_in(frames, self.runs, f"layer {self.plan.path or 'of the whole model'}")
 
     def unfold(self, frames: Tensor) -> Tensor:
-        """Frames `[b*t*r, c, h, w]` to `[b*r, c, t, h, w]`; r is the batch factor of the plan. A view where r = 1."""
+        """Frames `[b*t*r, c, h, w]` to `[b*r, c, t, h, w]`; r is the batch factor of the plan. A view where r = 1.
+
+        Raises:
+            InflateError: The batch does not hold whole clips, or other ones than in planning.
+        """
         num_clips, factor = self.num_clips(frames), self.plan.batch_factor
         if frames.shape[0] % (num_clips * factor):
             raise InflateError(

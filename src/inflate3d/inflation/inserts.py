@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, list_faults, nearest_names
 from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.observe import copied
 from inflate3d.inflation.outputs import look_at_outputs
-from inflate3d.inflation.padding import pad_time, time_pads
+from inflate3d.inflation.padding import TimePadding, pad_for
 from inflate3d.inflation.pictures import pictures_like
-from inflate3d.inflation.plan import Insert, Plan, TimePadding
+from inflate3d.inflation.plan import Insert, Plan
 
 STD = 0.01  # Source: Wang et al. 2018, the authors' code, configs: NONLOCAL.CONV_INIT_STD
 
@@ -24,15 +24,13 @@ STD = 0.01  # Source: Wang et al. 2018, the authors' code, configs: NONLOCAL.CON
 class Inserted(Folded):
     """Something that runs on the map that a module gives, in clip form."""
 
-    def __init__(self, insert: Insert, channels: int, fold: Fold) -> None:
+    def __init__(self, insert: Insert, channels: int, fold: Fold) -> None:  # of the map, for those that learn
         super().__init__()
         self.plan, self.fold, self.runs = insert.layer, fold, {}
 
     def padded(self, clip: Tensor) -> Tensor:
         """Pad in time as the plan says."""
-        plan = self.plan
-        front, back = time_pads(clip.shape[2], plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
-        return pad_time(clip, front, back, padding=plan.padding)
+        return pad_for(clip, self.plan.time_kernel, stride=self.plan.time_stride, padding=self.plan.padding)
 
 
 class TimePool(Inserted):
@@ -254,6 +252,6 @@ def _refuse(faults: Sequence[str], names: Sequence[str]) -> None:
         "something cannot be inserted where it is wanted",
         where="inserts",
         expected="after a module that runs once for each forward() and gives one map [n, c, h, w], and each kind once",
-        got="; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""),
+        got=list_faults(faults, shown=5),
         fix=f"did you mean {nearest_names(missing, names)}?" if missing else "name a block or stage of the model",
     )

@@ -99,7 +99,11 @@ class CalledConv(Called, Filter):
     """A convolution over several frames, whatever its weight is."""
 
     def around(self, call: Call) -> Tensor:
-        """Mix the frames, then convolve them in space."""
+        """Mix the frames, then convolve them in space.
+
+        Raises:
+            InflateError: The call uses a weight of a layer that was inflated.
+        """
         weight = call.given("weight")
         if weight is not None and weight.ndim != 4:
             raise InflateError(

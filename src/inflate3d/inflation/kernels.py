@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.padding import pad_space, pad_time, sides_of, time_pads
-from inflate3d.inflation.plan import TimePadding
+from inflate3d.inflation.padding import TimePadding, pad_for, pad_space, present_tap, sides_of
 from inflate3d.inflation.profiles import Profile, check_count, is_random, phase_taps, profile_taps
 
 Kind = Literal["inflated", "copied", "adapted"]
@@ -133,8 +132,8 @@ class InflatedConv3d(nn.Conv3d):
             device="meta",  # no time is spent on random values
         )
         self.time_padding, self.frame_padding = time_padding, sides
-        center = time_kernel - 1 if time_padding == "causal" else None
-        weight = inflate_weight(conv2d.weight, time_kernel, profile=profile, center=center, groups=conv2d.groups)
+        present = present_tap(time_kernel, time_padding)
+        weight = inflate_weight(conv2d.weight, time_kernel, profile=profile, center=present, groups=conv2d.groups)
         self.weight = nn.Parameter(weight, conv2d.weight.requires_grad)
         bias = conv2d.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
@@ -148,8 +147,7 @@ class InflatedConv3d(nn.Conv3d):
         """
         self._check_clip(clip)
         clip, (top, left) = pad_space(clip, self.frame_padding, self.padding_mode)
-        front, back = time_pads(clip.shape[2], self.kernel_size[0], stride=self.stride[0], padding=self.time_padding)
-        clip = pad_time(clip, front, back, padding=self.time_padding)
+        clip = pad_for(clip, self.kernel_size[0], stride=self.stride[0], padding=self.time_padding)
         return F.conv3d(clip, self.weight, self.bias, self.stride, (0, top, left), self.dilation, self.groups)
 
     def extra_repr(self) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from inflate3d.inflation.adapters import InflatedConv2d, WholeClip
-from inflate3d.inflation.build import Inflated
 from inflate3d.inflation.filters import Filter
 from inflate3d.inflation.fold import Folded
+from inflate3d.inflation.inflated import Inflated
 from inflate3d.inflation.inserts import NonLocal, TemporalConv
 from inflate3d.inflation.intercept import beside
 from inflate3d.inflation.observe import copied
+from inflate3d.inflation.padding import present_tap
 from inflate3d.inflation.plan import LayerPlan, Plan
 
 PAST, FUTURE, POOLS = "taps of the past", "taps of the future", "pools over time"
@@ -94,8 +95,7 @@ def _directions(plan: Plan) -> dict[str, tuple[bool, bool]]:
     """Tell, for each kind of looking through time in a plan, whether steps see earlier and later frames by it."""
     found: dict[str, list[tuple[bool, bool]]] = {}
     for layer in plan.steps:
-        causal = layer.padding == "causal"
-        present = layer.time_kernel - 1 if causal else (layer.time_kernel - 1) // 2
+        present = present_tap(layer.time_kernel, layer.padding)
         back, ahead = present > 0, present < layer.time_kernel - 1
         if layer.action == "inflate" and layer.time_kernel > 1:
             found.setdefault(PAST, []).append((back, False))
@@ -103,7 +103,7 @@ def _directions(plan: Plan) -> dict[str, tuple[bool, bool]]:
         if layer.action == "pool" and layer.time_kernel > 1:
             found.setdefault(POOLS, []).append((back, ahead))
         if layer.action == "shift":
-            found.setdefault(SHIFTS, []).append((True, not causal))
+            found.setdefault(SHIFTS, []).append((True, layer.padding != "causal"))
         if layer.kind == "nonlocal":
             found.setdefault(BLOCKS, []).append((True, True))
     return {kind: (any(one[0] for one in ways), any(one[1] for one in ways)) for kind, ways in found.items()}
@@ -185,7 +185,7 @@ def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
 
 def _random_taps(plan: LayerPlan, kind: str, generator: torch.Generator) -> Tensor:
     """Draw taps: of the present alone, or of the past or the future as well."""
-    present = plan.time_kernel - 1 if plan.padding == "causal" else (plan.time_kernel - 1) // 2
+    present = present_tap(plan.time_kernel, plan.padding)
     taps = torch.rand(plan.time_kernel, generator=generator).double() + 0.5
     if kind != PAST:
         taps[:present] = 0

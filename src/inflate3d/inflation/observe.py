@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, list_faults
 from inflate3d.inflation.adapters import Adapted, adapter_for
 from inflate3d.inflation.filters import Filter
 from inflate3d.inflation.fold import Fold
@@ -204,6 +204,8 @@ def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Run]], Any]:
         with torch.no_grad(), HearsCalls(watch.heard):
             answer = net(pictures)
         return watch.noted(), answer
+    except InflateError:
+        raise
     except Exception as error:
         raise InflateError(
             "the 2D model cannot be run on a picture",
@@ -251,7 +253,7 @@ def _check_code_is_seen(model2d: nn.Module) -> None:
             "parts of the model were compiled by torch.jit, so that nobody can see what they call",
             where="make_plan",
             expected="modules in Python",
-            got=", ".join(compiled[:5]),
+            got=list_faults(compiled, shown=5),
             fix="build the model without torch.jit.script and torch.jit.trace (timm: scriptable=False)",
         )
 

@@ -12,16 +12,14 @@ from inflate3d.axes import frames_to_clip
 from inflate3d.errors import InflateError
 
 TimePool = Literal["mean", "max", "none"]
-Form = Literal["vector", "tokens", "map", "map-last", "other", "same"]
-
-FORMS: dict[Form, str] = {
-    "vector": "[n, d] becomes [b, d], pooled over time, or [b, t, d] where time is not pooled",
-    "tokens": "[n, l, d] becomes [b, t, l, d]",
-    "map": "[n, c, h, w] becomes [b, c, t, h, w]; attention weights [n, heads, l, l] are taken for maps",
-    "map-last": "[n, h, w, c] becomes [b, t, h, w, c]",
-    "other": "[n, ...] becomes [b, t, ...]",
-    "same": "does not grow with the batch and passes through",
-}
+Form = Literal[
+    "vector",  # [n, d] becomes [b, d], pooled over time, or [b, t, d] where time is not pooled
+    "tokens",  # [n, l, d] becomes [b, t, l, d]
+    "map",  # [n, c, h, w] becomes [b, c, t, h, w]; attention weights [n, heads, l, l] are taken for maps
+    "map-last",  # [n, h, w, c] becomes [b, t, h, w, c]
+    "other",  # [n, ...] becomes [b, t, ...]
+    "same",  # does not grow with the batch and passes through
+]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,17 @@ class Outputs:
     structure: pytree.TreeSpec
     forms: tuple[Form, ...]
 
+    def fit(self, output: Any) -> bool:
+        """Whether an output has this structure."""
+        return bool(pytree.tree_structure(output) == self.structure)
+
     def unfold(self, output: Any, num_clips: int, time_pool: TimePool) -> Any:
         """Give every leaf of an output that ran on frames its clips and times back.
+
+        Args:
+            output: Of the 2D model, run on frames.
+            num_clips: Clips in the batch.
+            time_pool: What becomes of vectors.
 
         Raises:
             InflateError: The output has another structure than when it was looked at.
@@ -42,9 +49,9 @@ class Outputs:
             raise InflateError(
                 "the output has another structure than in the run on single pictures",
                 where="Inflated",
-                expected=str(self.structure),
-                got=str(structure),
-                fix="make the model's output depend on its input's values or mode no longer, or run it per frame",
+                expected=f"{self.structure.num_leaves} tensors: {self.structure}",
+                got=f"{structure.num_leaves} tensors: {structure}",
+                fix="let the model give the same structure for all inputs of one mode",
             )
         unfolded = [_unfold(leaf, form, num_clips, time_pool) for leaf, form in zip(leaves, self.forms, strict=True)]
         return pytree.tree_unflatten(unfolded, structure)

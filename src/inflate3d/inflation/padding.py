@@ -1,18 +1,27 @@
 """What stands around a clip when a kernel looks past its ends: in time, and around each frame."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.plan import TimePadding
-
+TimePadding = Literal["replicate", "zeros", "causal", "valid"]
 Sides = tuple[int, int, int, int]  # pixels left, right, above and below, in the order of F.pad
+
+
+def present_tap(kernel: int, padding: TimePadding = "replicate") -> int:
+    """Name the tap of a kernel that looks at the present frame: the last one where it looks at the past alone.
+
+    Example:
+        >>> present_tap(4), present_tap(3, "causal")
+        (1, 2)
+    """
+    return kernel - 1 if padding == "causal" else (kernel - 1) // 2
 
 
 def time_pads(num_frames: int, kernel: int, *, stride: int = 1, padding: TimePadding = "replicate") -> tuple[int, int]:
     """Frames to put before and behind, such that `num_frames` give ceil(num_frames / stride) outputs.
-
-    The present frame is tap (kernel - 1) // 2, and the last tap where `padding` is "causal".
 
     Example:
         >>> time_pads(7, 4), time_pads(7, 3, stride=2), time_pads(7, 3, padding="causal")
@@ -20,7 +29,7 @@ def time_pads(num_frames: int, kernel: int, *, stride: int = 1, padding: TimePad
     """
     if padding == "valid":
         return 0, 0
-    front = kernel - 1 if padding == "causal" else (kernel - 1) // 2
+    front = present_tap(kernel, padding)
     needed = (-(-num_frames // stride) - 1) * stride + kernel - num_frames
     return front, max(needed - front, 0)
 
@@ -39,6 +48,17 @@ def pad_time(clip: Tensor, front: int, back: int, *, padding: TimePadding = "rep
     if padding == "zeros":
         first, last = torch.zeros_like(first), torch.zeros_like(last)
     return torch.cat([first] * front + [clip] + [last] * back, dim=2)
+
+
+def pad_for(clip: Tensor, kernel: int, *, stride: int = 1, padding: TimePadding = "replicate") -> Tensor:
+    """Lengthen `[b, c, t, h, w]` as a kernel over several frames wants it.
+
+    Example:
+        >>> pad_for(torch.arange(3.0).view(1, 1, 3, 1, 1), 4).flatten().tolist()
+        [0.0, 0.0, 1.0, 2.0, 2.0, 2.0]
+    """
+    front, back = time_pads(clip.shape[2], kernel, stride=stride, padding=padding)
+    return pad_time(clip, front, back, padding=padding)
 
 
 def sides_of(conv2d: nn.Conv2d) -> Sides:

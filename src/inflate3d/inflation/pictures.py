@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inflate3d.errors import InflateError
+
 Shape = tuple[int, int, int]
 
 DEFAULT_SHAPE: Shape = (3, 224, 224)
@@ -34,6 +36,30 @@ def input_shape_of(model2d: nn.Module, *, otherwise: Shape = DEFAULT_SHAPE) -> S
     channels = getattr(config, "num_channels", getattr(config, "in_channels", otherwise[0]))
     size = getattr(config, "image_size", None) or getattr(model2d, "image_size", None)
     return int(channels), *_sides(size, otherwise[1:])
+
+
+def picture_shape(model2d: nn.Module, example: Tensor | None) -> Shape:
+    """Take the shape `(c, h, w)` from an example, or else from the model.
+
+    Raises:
+        InflateError: The example is no picture `[1, c, h, w]`.
+
+    Example:
+        >>> picture_shape(nn.Conv2d(5, 7, 1), torch.zeros(1, 5, 11, 13))
+        (5, 11, 13)
+    """
+    if example is None:
+        return input_shape_of(model2d)
+    if not isinstance(example, Tensor) or example.ndim != 4 or 0 in example.shape:
+        raise InflateError(
+            "the example is no picture",
+            where="example",
+            expected="a tensor [1, c, h, w]",
+            got=f"{list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__,
+            fix="example=torch.zeros(1, 3, 224, 224), say",
+        )
+    _, channels, height, width = example.shape
+    return channels, height, width
 
 
 def _sides(size: object, otherwise: Sequence[int]) -> tuple[int, int]:

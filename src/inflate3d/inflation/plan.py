@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from inflate3d.checks import is_count
 from inflate3d.errors import InflateError, nearest_names
+from inflate3d.inflation.padding import TimePadding, present_tap
+from inflate3d.inflation.profiles import Profile, write_profile
 
 VERSION = 1
 
 Action = Literal["inflate", "shift", "pool", "clip", "drop", "frame"]
-TimePadding = Literal["replicate", "zeros", "causal", "valid"]
+Kind = Literal["", "conv", "transposed", "pool", "gate", "drop", "time_pool", "temporal_conv", "nonlocal"]
 What = Literal["time_pool", "temporal_conv", "nonlocal"]
 Attention = Literal["softmax", "embedded_gaussian", "gaussian", "dot_product"]
 SubSample = Literal["before", "after", "none"]
@@ -63,29 +66,21 @@ class LayerPlan:
     padding: TimePadding = "replicate"
     batch_factor: int = 1
     rows_inside: bool = True
-    kind: str = ""
+    kind: Kind = ""
     reason: str = ""
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name}={value!r} (allowed: {allowed})"
-            for name, value, allowed, fine in (
-                ("action", self.action, ", ".join(ACTIONS), self.action in ACTIONS),
-                ("padding", self.padding, ", ".join(get_args(TimePadding)), self.padding in get_args(TimePadding)),
-                ("time_kernel", self.time_kernel, "1 or more", _is_count(self.time_kernel)),
-                ("time_stride", self.time_stride, "1 or more", _is_count(self.time_stride)),
-                ("batch_factor", self.batch_factor, "1 or more", _is_count(self.batch_factor)),
-            )
-            if not fine
-        ]
-        if faults:
-            raise InflateError(
-                "a layer's plan is impossible",
-                where=f"plan of {self.path or 'the model'}",
-                expected="allowed values",
-                got="; ".join(faults),
-                fix="change the rule, or make the plan anew",
-            )
+        _refuse(
+            "a layer's plan is impossible",
+            f"plan of {self.path or 'the model'}",
+            ("path", self.path, "text", isinstance(self.path, str)),
+            ("action", self.action, ", ".join(ACTIONS), self.action in ACTIONS),
+            ("kind", self.kind, ", ".join(get_args(Kind)), self.kind in get_args(Kind)),
+            ("padding", self.padding, ", ".join(get_args(TimePadding)), self.padding in get_args(TimePadding)),
+            ("time_kernel", self.time_kernel, "1 or more", is_count(self.time_kernel)),
+            ("time_stride", self.time_stride, "1 or more", is_count(self.time_stride)),
+            ("batch_factor", self.batch_factor, "1 or more", is_count(self.batch_factor)),
+        )
 
     @property
     def looks_through_time(self) -> bool:
@@ -102,12 +97,29 @@ class Rule:
         time_stride: Frames from one output to the next.
         profile: How the 2D kernel is laid out in time.
         padding: What stands before the first and behind the last frame.
+
+    Raises:
+        InflateError: A kernel or stride that is no count, or an unknown padding.
+
+    Example:
+        >>> Rule(time_kernel=5, profile="center").time_kernel
+        5
     """
 
     time_kernel: int | None = None
     time_stride: int | None = None
-    profile: str | tuple[float, ...] | None = None
+    profile: Profile | None = None
     padding: TimePadding | None = None
+
+    def __post_init__(self) -> None:
+        kernel, stride, paddings = self.time_kernel, self.time_stride, get_args(TimePadding)
+        _refuse(
+            "this rule is impossible",
+            "Rule",
+            ("time_kernel", kernel, "1 or more", kernel is None or is_count(kernel)),
+            ("time_stride", stride, "1 or more", stride is None or is_count(stride)),
+            ("padding", self.padding, ", ".join(paddings), self.padding in (None, *paddings)),
+        )
 
 
 @dataclass(frozen=True)
@@ -150,28 +162,18 @@ class Insert:
         what, kernel, stride, place = self.what, self.time_kernel, self.time_stride, self.position
         paddings = INSERTS.get(what, get_args(TimePadding))
         no_kernel, no_stride = what == "nonlocal", what != "time_pool"
-        faults = [
-            f"{name}={value!r} (allowed: {allowed})"
-            for name, value, allowed, fine in (
-                ("after", self.after, "the name of a module", isinstance(self.after, str) and self.after),
-                ("what", what, ", ".join(INSERTS), what in INSERTS),
-                ("time_kernel", kernel, _counts(no_kernel), kernel is None or (_is_count(kernel) and not no_kernel)),
-                ("time_stride", stride, _counts(no_stride), stride is None or (_is_count(stride) and not no_stride)),
-                ("padding", self.padding, ", ".join(paddings), self.padding in (None, *paddings)),
-                ("attention", self.attention, ", ".join(get_args(Attention)), self.attention in get_args(Attention)),
-                ("sub_sample", self.sub_sample, ", ".join(get_args(SubSample)), self.sub_sample in get_args(SubSample)),
-                ("position", place, "0 or more", place is None or place == 0 or _is_count(place)),
-            )
-            if not fine
-        ]
-        if faults:
-            raise InflateError(
-                "this cannot be inserted",
-                where=f"Insert({self.after!r}, {what!r})",
-                expected="allowed values; a non-local block sees all frames, so it has no kernel and cannot be causal",
-                got="; ".join(faults),
-                fix="leave out what this kind of insert has not, or insert another kind",
-            )
+        _refuse(
+            "this cannot be inserted",
+            f"Insert({self.after!r}, {what!r})",
+            ("after", self.after, "the name of a module", bool(isinstance(self.after, str) and self.after)),
+            ("what", what, ", ".join(INSERTS), what in INSERTS),
+            ("time_kernel", kernel, _counts(no_kernel), kernel is None or (is_count(kernel) and not no_kernel)),
+            ("time_stride", stride, _counts(no_stride), stride is None or (is_count(stride) and not no_stride)),
+            ("padding", self.padding, ", ".join(paddings), self.padding in (None, *paddings)),
+            ("attention", self.attention, ", ".join(get_args(Attention)), self.attention in get_args(Attention)),
+            ("sub_sample", self.sub_sample, ", ".join(get_args(SubSample)), self.sub_sample in get_args(SubSample)),
+            ("position", place, "0 or more", place is None or place == 0 or is_count(place)),
+        )
 
     @property
     def layer(self) -> LayerPlan:
@@ -199,6 +201,14 @@ class Plan:
         layers: All layers that could look through time, those that stay per frame included.
         version: Of the JSON form.
         inserts: What is added to them, in the order in which it runs.
+
+    Raises:
+        InflateError: The shape is none, or a name is no text.
+
+    Example:
+        >>> plan = Plan("Net", "video", (3, 9, 9), (LayerPlan("a", "Conv2d", "inflate", (7, 7), 7),))
+        >>> Plan.from_json(plan.to_json()) == plan, plan.looks_through_time
+        (True, True)
     """
 
     model: str
@@ -207,6 +217,16 @@ class Plan:
     layers: tuple[LayerPlan, ...] = field(repr=False)
     version: int = VERSION
     inserts: tuple[Insert, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.input_shape
+        _refuse(
+            "this is no plan",
+            f"plan of {self.model}",
+            ("model", self.model, "text", isinstance(self.model, str)),
+            ("preset", self.preset, "text", isinstance(self.preset, str)),
+            ("input_shape", shape, "(c, h, w)", _is_shape(shape)),
+        )
 
     def __iter__(self) -> Iterator[LayerPlan]:
         return iter(self.layers)
@@ -320,6 +340,8 @@ class Plan:
             layers = tuple(LayerPlan(**_tuples(layer)) for layer in found["layers"])
             inserts = tuple(Insert(**insert) for insert in found.get("inserts", ()))
             return Plan(**_tuples({**found, "layers": layers, "inserts": inserts}))
+        except InflateError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InflateError(
                 "this is no plan",
@@ -330,12 +352,25 @@ class Plan:
             ) from error
 
 
+def _refuse(problem: str, where: str, *checks: tuple[str, object, str, bool]) -> None:
+    """Tell all faults at once, from name, value, what is allowed, and whether it is."""
+    faults = [f"{name}={value!r} (allowed: {allowed})" for name, value, allowed, fine in checks if not fine]
+    if faults:
+        raise InflateError(
+            problem,
+            where=where,
+            expected="what is allowed for each value that is named",
+            got="; ".join(faults),
+            fix="change these values, or leave them out where they have a default",
+        )
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(map(is_count, value))
+
+
 def _counts(none: bool) -> str:
     return "none" if none else "1 or more"
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -343,8 +378,11 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(layer: LayerPlan, rule: Rule) -> LayerPlan:
-    wanted = {name: value for name, value in asdict(rule).items() if value is not None}
+    wanted = {name: value for name in ("time_kernel", "time_stride", "padding") if (value := getattr(rule, name))}
     changed = replace(layer, **wanted)
+    if rule.profile is not None and (isinstance(rule.profile, str) or changed.time_kernel > 1):
+        present = present_tap(changed.time_kernel, changed.padding)
+        changed = replace(changed, profile=write_profile(rule.profile, changed.time_kernel, center=present))
     timed = changed.time_kernel > 1 or changed.time_stride > 1
     fault = ""
     if layer.kind not in ("conv", "transposed", "pool") or (layer.reason and timed):

@@ -8,8 +8,9 @@ from torch import nn
 
 from inflate3d.errors import InflateError
 from inflate3d.inflation.observe import Seen
-from inflate3d.inflation.plan import LayerPlan, TimePadding
-from inflate3d.inflation.profiles import Profile, profile_taps
+from inflate3d.inflation.padding import TimePadding, present_tap
+from inflate3d.inflation.plan import LayerPlan
+from inflate3d.inflation.profiles import Profile, write_profile
 
 MAX_TIME_KERNEL = 7
 
@@ -172,7 +173,18 @@ PRESETS: dict[str, Preset] = {
 
 
 def decide(seen: Sequence[Seen], preset: Preset, profile: Profile) -> tuple[LayerPlan, ...]:
-    """Write the plan of every layer that could look through time, in the order in which they run."""
+    """Write the plan of every layer that could look through time, in the order in which they run.
+
+    Args:
+        seen: All that ran, in that order.
+        preset: Which kernels and strides in time.
+        profile: How kernels are laid out in time.
+
+    Raises:
+        InflateError: There is no such profile, or the preset has nothing to work on.
+    """
+    if isinstance(profile, str):
+        write_profile(profile, MAX_TIME_KERNEL)  # also where no kernel will use it
     timings = preset.timings(seen)
     plans = []
     for one in seen:
@@ -180,14 +192,6 @@ def decide(seen: Sequence[Seen], preset: Preset, profile: Profile) -> tuple[Laye
         if plan:
             plans.append(plan)
     return tuple(plans)
-
-
-def written(profile: Profile, time_kernel: int, padding: TimePadding) -> str | tuple[float, ...]:
-    """Write a profile down as a name or as taps, so that a plan can go to JSON."""
-    if isinstance(profile, str):
-        return profile
-    center = time_kernel - 1 if padding == "causal" else None
-    return tuple(profile_taps(profile, time_kernel, center=center).tolist())
 
 
 def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
@@ -211,7 +215,7 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
             return plan
         if preset.shifts:
             return replace(plan, action="shift")
-        laid_out = written(profile, timing.kernel, preset.padding)
+        laid_out = write_profile(profile, timing.kernel, center=present_tap(timing.kernel, preset.padding))
         return replace(plan, action="inflate", time_kernel=timing.kernel, time_stride=timing.stride, profile=laid_out)
     if kind == "pool":
         timed = replace(plan, action="pool", time_kernel=timing.kernel, time_stride=timing.stride)

@@ -13,7 +13,6 @@ from torch import Tensor
 from inflate3d.errors import InflateError, nearest_names
 
 Profile = str | Sequence[float] | Callable[[int], Sequence[float]]
-Layout = Callable[[int, int, int | None], Tensor]
 
 RANDOM = "random"  # a fresh kernel instead of a laid out one, for ablations: it has no taps
 FAMILY_PREFIX = "lambda="
@@ -22,31 +21,16 @@ SUM_TOLERANCE = 1e-6  # what float32 or six decimals leave of a sum of one
 SHIFTED_SHARE = 8  # 1/8 of the channels each way; Source: Lin et al. 2019 (TSM), section 5.1
 
 
-def mean(num_taps: int, center: int, channels: int | None = None) -> Tensor:
-    """Give every frame the same weight, 1/T; `[T]`.
-
-    Source: Carreira & Zisserman 2017 (I3D), section 2.4.
-    """
-    return family(num_taps, center, 0.0)
-
-
-def center(num_taps: int, center: int, channels: int | None = None) -> Tensor:
-    """Put the whole 2D kernel on the present frame and zeros on its neighbors; `[T]`.
-
-    Source: Girdhar et al. 2018 (Detect-and-Track), center initialization.
-    """
-    return family(num_taps, center, 1.0)
+# Members of `family` by name, and their lambda
+FAMILY: dict[str, float] = {
+    "mean": 0.0,  # 1/T everywhere; Source: Carreira & Zisserman 2017 (I3D), section 2.4
+    "center": 1.0,  # the present frame alone; Source: Girdhar et al. 2018 (Detect-and-Track), center initialization
+    "negative": 2.0,  # (2T-1)/T on the present frame, -1/T elsewhere; Source: Mansimov et al. 2015, from memory
+}
+PROFILE_NAMES = (*FAMILY, "shift", f"{FAMILY_PREFIX}NUMBER", RANDOM)
 
 
-def negative(num_taps: int, center: int, channels: int | None = None) -> Tensor:
-    """Overshoot on the present frame, (2T-1)/T, and take -1/T of each neighbor; `[T]`.
-
-    Source: Mansimov et al. 2015; the coefficients from memory of the paper, their sum is checked.
-    """
-    return family(num_taps, center, 2.0)
-
-
-def shift(num_taps: int, center: int, channels: int | None = None) -> Tensor:
+def shift(num_taps: int, center: int, channels: int | None) -> Tensor:
     """Let 1/8 of the input channels look one frame ahead, the next 1/8 one frame back; `[channels, T]`.
 
     The others look at the present frame. Where the kernel has no next frame (a causal one) the first eighth looks
@@ -75,15 +59,6 @@ def shift(num_taps: int, center: int, channels: int | None = None) -> Tensor:
     return taps
 
 
-PROFILES: dict[str, Layout] = {
-    "mean": mean,  # 1/T everywhere: I3D
-    "center": center,  # one on the present frame
-    "negative": negative,  # overshoot on the present frame, neighbors negative
-    "shift": shift,  # channel by channel, one frame back or ahead: TSM
-}
-PROFILE_NAMES = (*PROFILES, f"{FAMILY_PREFIX}NUMBER", RANDOM)
-
-
 def family(num_taps: int, center: int, lam: float) -> Tensor:
     """Lay out the one-parameter family `[T]`: 1/T + lam (1 - 1/T) on the present frame, (1 - lam)/T on the others.
 
@@ -104,9 +79,9 @@ def profile_taps(
     """Compute the taps of a profile, first frame first.
 
     Args:
-        profile: A name of `PROFILES`; `lambda=NUMBER`; your own vector of `time_kernel` numbers; or a function from
-            the number of taps to such a vector, for networks whose kernels differ in length. Vectors of your own are
-            divided by their sum, so that what rounding left of it does not show in a proof.
+        profile: A name of `PROFILE_NAMES`, such as `lambda=0.5`; your own vector of `time_kernel` numbers; or a
+            function from the number of taps to such a vector, for networks whose kernels differ in length. Vectors of
+            your own are divided by their sum, so that what rounding left of it does not show in a proof.
         time_kernel: Number of taps, T.
         center: The tap that reads the present frame; (T-1)//2 if not given, T-1 in a causal convolution. Vectors of
             your own do not depend on it.
@@ -135,10 +110,10 @@ def profile_taps(
         )
     if not isinstance(profile, str):
         return _own_taps(profile, time_kernel)
-    if profile in PROFILES:
-        return PROFILES[profile](time_kernel, present, channels)
-    if profile.startswith(FAMILY_PREFIX):
-        return family(time_kernel, present, _parse_lambda(profile))
+    if profile == "shift":
+        return shift(time_kernel, present, channels)
+    if profile in FAMILY or profile.startswith(FAMILY_PREFIX):
+        return family(time_kernel, present, FAMILY[profile] if profile in FAMILY else _parse_lambda(profile))
     if is_random(profile):
         raise InflateError(
             "a random kernel is drawn anew, not laid out from a 2D one, so it has no taps",
@@ -209,6 +184,22 @@ def phase_taps(
     for phase, row in rows.items():
         taps[..., phase::stride] = row
     return taps
+
+
+def write_profile(profile: Profile, time_kernel: int, *, center: int | None = None) -> str | tuple[float, ...]:
+    """Write a profile down as a name or as taps, so that a plan can go to JSON.
+
+    Raises:
+        InflateError: `profile_taps` refuses it.
+
+    Example:
+        >>> write_profile("center", 3), write_profile(lambda num_taps: [1 / num_taps] * num_taps, 4)
+        ('center', (0.25, 0.25, 0.25, 0.25))
+    """
+    if is_random(profile):
+        return RANDOM
+    taps = profile_taps(profile, time_kernel, center=center, channels=SHIFTED_SHARE)
+    return profile if isinstance(profile, str) else tuple(taps.tolist())
 
 
 def is_random(profile: Profile) -> bool:

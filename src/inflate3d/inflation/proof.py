@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from inflate3d.inflation.build import Inflated, build, deflate
+from inflate3d.checks import is_count
+from inflate3d.errors import InflateError, list_faults
+from inflate3d.inflation.build import build, check_model, deflate
+from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.motion import look, per_step
 from inflate3d.inflation.observe import copied
-from inflate3d.inflation.pictures import pictures_like
+from inflate3d.inflation.pictures import picture_shape, pictures_like
+from inflate3d.inflation.profiles import is_random
 
 EXACT = 1e-9  # relative, float64
 CASTING = 1e-5  # where the 2D code itself goes down to float32 on the way
@@ -86,13 +90,18 @@ def prove(
 ) -> Proof:
     """Test that a 3D model lost nothing of the 2D model it was inflated from, and that it looks where its plan says.
 
-    What is inserted and learns has to be as it was at the start: zero.
+    In float32 the model itself is tested. The laws that need float64, and those about frames that differ, are tested on
+    its plan carried out anew in float64, because kernels laid out in float32 are rounded. What is inserted and learns
+    has to be as it was at the start: zero.
 
     Args:
         model2d: The 2D model; left as it is.
         model3d: What `inflate` made of it; left as it is.
-        example: A picture `[1, c, h, w]`; else one of the size the plan was made with. It is made two different ones.
+        example: A picture `[1, c, h, w]`, for its size alone; else the size the plan was made with.
         lengths: Frames of the still clips.
+
+    Raises:
+        InflateError: The models are not of each other, of one dtype and on one device; or a length is no count.
 
     Example:
         >>> from inflate3d.inflation.build import inflate
@@ -101,7 +110,8 @@ def prove(
         >>> prove(model2d, inflate(model2d, example=picture), example=picture).holds
         True
     """
-    shape = tuple(example.shape[1:]) if example is not None else model3d.plan.input_shape
+    _check_pair(model2d, model3d, lengths)
+    shape = picture_shape(model2d, example) if example is not None else model3d.plan.input_shape
     flat, deep = copied(model2d).eval(), copied(model3d).eval()
     flat64 = copied(flat).double()
     # kernels laid out in float32 are rounded: the law is tested on the same plan carried out in float64
@@ -123,12 +133,38 @@ def prove(
     return Proof(plan.model, plan.preset, through, made, tuple(insert.layer.path for insert in plan.inserts))
 
 
+def _check_pair(model2d: nn.Module, model3d: Inflated, lengths: Sequence[int]) -> None:
+    check_model(model2d, "prove")
+    check_inflated(model3d, "prove")
+    names2d, names3d = set(model2d.state_dict()), set(model3d.net.state_dict())
+    kinds = [{(p.dtype, p.device) for p in model.parameters()} for model in (model2d, model3d.net)]
+    faults = [f"{type(model2d).__name__} and a plan for {model3d.plan.model}"] * (
+        type(model2d).__name__ != model3d.plan.model
+    )
+    faults += [f"{name} in one of them alone" for name in sorted(names2d ^ names3d)]
+    faults += [f"{_kinds(kinds[0])} and {_kinds(kinds[1])}"] * (kinds[0] != kinds[1])
+    faults += ["no lengths"] * (not lengths) + [f"{length!r} frames" for length in lengths if not is_count(length)]
+    if faults:
+        raise InflateError(
+            "nothing can be proved of this pair",
+            where="prove",
+            expected="a 2D model, what inflate made of it, of one dtype on one device; and lengths of 1 frame or more",
+            got=list_faults(faults, shown=5),
+            fix="prove(model2d, inflate(model2d))",
+        )
+
+
+def _kinds(found: set[tuple[torch.dtype, torch.device]]) -> str:
+    return ", ".join(sorted(f"{dtype} on {device}" for dtype, device in found)) or "no parameters"
+
+
 def still_float64(flat: nn.Module, deep: Inflated, pictures: Tensor, *, lengths: Sequence[int]) -> Check:
     """Test the first law alone, in float64; models and pictures come in float64, in eval mode."""
     with _FindsSingles() as finder, torch.no_grad():
         answer = flat(pictures)
     limit = CASTING if finder.found else EXACT
-    where = f"T = {', '.join(map(str, lengths))}" + ("; the 2D code casts to float32" if finder.found else "")
+    where = f"the plan in float64, T = {', '.join(map(str, lengths))}"
+    where += "; the 2D code casts to float32" if finder.found else ""
     error = max(_still_error(answer, deep, pictures, length) for length in lengths)
     if not error <= limit:
         where = f"first differs at {_first_difference(flat, deep, pictures, limit)}"
@@ -180,7 +216,7 @@ def _still_error(answer: Any, deep: Inflated, pictures: Tensor, length: int) -> 
 
 def _deflates(flat: nn.Module, deep: Inflated) -> Check | None:
     law = "deflate gives the 2D weights back"
-    if any(layer.profile == "random" for layer in deep.plan):
+    if any(is_random(layer.profile) for layer in deep.plan):
         return None
     back, wanted = deflate(deep).state_dict(), flat.state_dict()
     if back.keys() != wanted.keys():
@@ -207,7 +243,13 @@ def _batch_norm_trains(flat: nn.Module, deep: Inflated, pictures: Tensor) -> Che
     error = _still_error(answer, deep, pictures, 5)
     means = [_mean_error(a, b) for a, b in norms]
     error, limit = max(error, *means), 1e-6  # training mode divides by small batch deviations
-    return Check("batch norm in training mode: outputs, running means", error <= limit, error, limit, "T = 5")
+    return Check(
+        "batch norm in training mode: outputs, running means",
+        error <= limit,
+        error,
+        limit,
+        "the plan in float64, T = 5",
+    )
 
 
 def _mean_error(a: nn.Module, b: nn.Module) -> float:

@@ -10,10 +10,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError, nearest_names
-from inflate3d.models.endpoints import check_endpoints, run_endpoints
-from inflate3d.models.inputs import ClipRule, check_classes
-from inflate3d.models.same import SameMaxPool3d
+from inflate3d.errors import check_choice
+from inflate3d.models.blocks import ClipRule, SameMaxPool3d, check_classes, run_endpoints
 
 # Tran et al., section 3.3: frames of 128 x 171, crop 112, clips of 16 frames
 C3D_CLIP = ClipSpec(fps=25.0, num_frames=16, min_frames=16, short_side=128, crop=112, value_range=(-1.0, 1.0))
@@ -94,14 +92,7 @@ class C3D(nn.Module):
     ) -> None:
         super().__init__()
         check_classes("C3D", num_classes, in_channels, class_names=class_names)
-        if paper not in VARIANTS:
-            raise InflateError(
-                "there is no such variant of the network",
-                where="C3D",
-                expected=", ".join(VARIANTS),
-                got=repr(paper),
-                fix=f"did you mean {nearest_names(str(paper), VARIANTS)}?",
-            )
+        check_choice(paper, VARIANTS, what="variant of the network", where="C3D")
         self.num_classes, self.in_channels, self.class_names = num_classes, in_channels, class_names
         self.clip_rule = ClipRule(
             "C3D",
@@ -138,9 +129,7 @@ class C3D(nn.Module):
         Raises:
             InflateError: An unknown name, or a clip that `forward` refuses.
         """
-        wanted = check_endpoints(names, ENDPOINTS, where="C3D")
-        self.clip_rule.check(clip, training=self.training)
-        return run_endpoints(self._step, clip, wanted=wanted, known=ENDPOINTS)
+        return run_endpoints(self._step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
 
     def _step(self, name: str, x: Tensor) -> Tensor:
         if name == "Predictions":

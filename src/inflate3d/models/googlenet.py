@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet
 
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice, list_faults
 from inflate3d.inflation.kernels import adapt_channels, load_2d_into
 from inflate3d.inflation.profiles import Profile
 from inflate3d.models.inception import InceptionI3d
@@ -89,17 +89,10 @@ def i3d_from_googlenet(
 
     Source: paper, section 2.4; TensorFlow-slim's Inception-v1, which torchvision's is a port of.
     """
-    if stream not in get_args(Stream):
-        raise InflateError(
-            "there is no such stream",
-            where="i3d_from_googlenet",
-            expected=", ".join(get_args(Stream)),
-            got=repr(stream),
-            fix=f"did you mean {nearest_names(str(stream), get_args(Stream))}?",
-        )
+    check_choice(stream, STREAM_CHANNELS, what="stream", where="i3d_from_googlenet")
     state2d = _flat(googlenet)
-    kept = state2d["fc.bias"].shape[0] if num_classes is None and "fc.bias" in state2d else None
-    model = InceptionI3d(num_classes or kept or 1, STREAM_CHANNELS[stream])
+    kept = state2d["fc.bias"].shape[0] if "fc.bias" in state2d else 1
+    model = InceptionI3d(kept if num_classes is None else num_classes, STREAM_CHANNELS[stream])
     _fill_i3d(model, state2d, profile, keep_classifier=num_classes is None)
     return model
 
@@ -110,6 +103,11 @@ def start_from_googlenet(
     """Fill every Inception-v1 inside a network in place, 2D or inflated; classifiers and what else there is stay.
 
     First convolutions take the channels of their stream, as in `i3d_from_googlenet`.
+
+    Args:
+        model: The network.
+        googlenet: torchvision's GoogLeNet, or its state dict, as in `i3d_from_googlenet`.
+        profile: How kernels are laid out in time; see `inflate3d.inflation.profiles.profile_taps`.
 
     Raises:
         InflateError: The network holds no Inception-v1, or what `i3d_from_googlenet` refuses.
@@ -168,13 +166,13 @@ def _name_3d(name2d: str, names: Mapping[str, str]) -> str | None:
 
 
 def _refuse_true_5x5(state2d: Mapping[str, Tensor]) -> None:
-    wide = [name for name, value in state2d.items() if value.ndim == 4 and value.shape[-2:] == (5, 5)]
+    true_5x5 = [(name, value) for name, value in state2d.items() if value.ndim == 4 and value.shape[-2:] == (5, 5)]
+    wide = [f"{name}: {list(value.shape)}, as in BVLC's GoogLeNet" for name, value in true_5x5]
     if wide:
         raise InflateError(
             "the third branch of this Inception-v1 is a true 5x5, and I3D's is 3x3x3",
             where="i3d_from_googlenet",
             expected="TensorFlow-slim's Inception-v1, which torchvision's googlenet is a port of",
-            got=f"{wide[0]}: {list(state2d[wide[0]].shape)}, as in BVLC's GoogLeNet"
-            + (f", and {len(wide) - 1} more" if len(wide) > 1 else ""),
+            got=list_faults(wide, shown=1),
             fix='inflate the 2D network itself: inflate3d.inflate(model2d, "i3d")',
         )

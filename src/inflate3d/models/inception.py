@@ -18,9 +18,15 @@ from torch import Tensor, nn
 from inflate3d.checks import is_number
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError
-from inflate3d.models.endpoints import check_endpoints, run_endpoints
-from inflate3d.models.inputs import ClipRule, check_classes
-from inflate3d.models.same import Padding, SameConv3d, SameMaxPool3d, Triple
+from inflate3d.models.blocks import (
+    ClipRule,
+    Padding,
+    SameConv3d,
+    SameMaxPool3d,
+    Triple,
+    check_classes,
+    run_endpoints,
+)
 
 # Training: 64 frames at 25 fps, short side 256, crop 224 (paper, section 2.5); pixels -1..1 (DeepMind's README).
 I3D_CLIP = ClipSpec(fps=25.0, num_frames=64, min_frames=9, short_side=256, crop=224, value_range=(-1.0, 1.0))
@@ -155,8 +161,6 @@ class InceptionI3d(nn.Module):
         torch.Size([1, 7])
     """
 
-    clip_spec = I3D_CLIP
-
     def __init__(
         self,
         num_classes: int = 400,
@@ -232,9 +236,7 @@ class InceptionI3d(nn.Module):
             >>> {name: list(value.shape) for name, value in found.items()}
             {'MaxPool3d_3a_3x3': [1, 192, 9, 25, 25], 'Mixed_3b': [1, 256, 9, 25, 25]}
         """
-        wanted = check_endpoints(names, ENDPOINTS, where="InceptionI3d")
-        self.clip_rule.check(clip, training=self.training)
-        return run_endpoints(self._step, clip, wanted=wanted, known=ENDPOINTS)
+        return run_endpoints(self._step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
 
     def _step(self, name: str, x: Tensor) -> Tensor:
         if name == "AvgPool_2x7x7":

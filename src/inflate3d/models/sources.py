@@ -1,24 +1,19 @@
 """2D models by name: of timm, torchvision, transformers and segmentation_models_pytorch, or a function of yours."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import torchvision.models
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, import_extra, nearest_names
 from inflate3d.inflation.pictures import DEFAULT_SHAPE, Shape, input_shape_of
 
 NO_WEIGHTS = "none"
 PRETRAINED = "pretrained"
-SHOWN_FAULTS = 8
+FILLING = "inflate3d.weights.load.load_checkpoint(model, FILE)"
 SHOWN_LETTERS = 300  # of other people's messages
 # What the packages raise for options they do not know, weights they cannot get and packages they miss themselves
 BUILD_ERRORS = (OSError, RuntimeError, TypeError, ValueError, KeyError, ImportError)
@@ -35,7 +30,7 @@ TORCHVISION_WITHOUT_EXTRA_HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def find_2d_model(name: str, *, weights: str | Path = NO_WEIGHTS, **options: Any) -> nn.Module:
+def find_2d_model(name: str, *, weights: str = NO_WEIGHTS, **options: Any) -> nn.Module:
     """Build a 2D model by name, in eval mode.
 
     Args:
@@ -43,33 +38,51 @@ def find_2d_model(name: str, *, weights: str | Path = NO_WEIGHTS, **options: Any
             Face's transformers in its default size; `smp/DECODER-ENCODER` of segmentation_models_pytorch; or
             `module:function`: your own function that returns a model. Your module is imported and the function
             called because you name it here.
-        weights: `none` leaves random ones; `pretrained` lets timm or torchvision download theirs; anything else is
-            a file, `.safetensors` or of `torch.save` (tensors only), that must fit exactly.
+        weights: `none` leaves random ones; `pretrained` lets timm or torchvision download theirs. A file of weights
+            goes into the finished model: `inflate3d.weights.load.load_checkpoint(model, FILE)`.
         options: Handed on to the builder: `num_classes=7`. For `hf/` they are entries of the config: `num_labels=7`.
 
     Raises:
-        InflateError: There is no such model or file, the weights do not fit or cannot be had, a package is missing,
-            or the function does not return a model.
+        InflateError: There is no such model, its weights cannot be had, a package is missing, or the function does
+            not return a model.
 
     Example:
+        >>> import torch
         >>> model = find_2d_model("torchvision/squeezenet1_1", num_classes=7)
         >>> model(torch.zeros(1, 3, 65, 67)).shape
         torch.Size([1, 7])
     """
+    if weights not in (NO_WEIGHTS, PRETRAINED):
+        raise InflateError(
+            "there are no such weights of a 2D model",
+            where="find_2d_model",
+            expected=f"'{NO_WEIGHTS}' or '{PRETRAINED}'",
+            got=repr(weights),
+            fix=f"a file goes into the finished model: {FILLING}",
+        )
     source, _, rest = name.partition("/")
-    pretrained = str(weights) == PRETRAINED
+    pretrained = weights == PRETRAINED
     if source in SOURCES:
         model = SOURCES[source](rest, pretrained, options)
     elif ":" in name:
         model = _call_function(name, pretrained, options)
     else:
         raise _no_such_model(name, [f"timm/{n}" for n in _timm_names()] + [f"torchvision/{n}" for n in _vision_names()])
-    if str(weights) not in (NO_WEIGHTS, PRETRAINED):
-        _fill(model, Path(weights))
     if source == "torchvision":
         for attribute, value in TORCHVISION_WITHOUT_EXTRA_HEADS.get(rest, {}).items():
             setattr(model, attribute, value)
     return model.eval()
+
+
+def extra_heads(name: str) -> tuple[str, ...]:
+    """Name the heads that `find_2d_model` takes off a model: only training runs them, but files of weights have them.
+
+    Example:
+        >>> extra_heads("torchvision/googlenet"), extra_heads("torchvision/resnet18")
+        (('aux1', 'aux2'), ())
+    """
+    changes = TORCHVISION_WITHOUT_EXTRA_HEADS.get(name.removeprefix("torchvision/"), {})
+    return tuple(attribute for attribute, value in changes.items() if value is None)
 
 
 def example_shape(model: nn.Module, name: str = "") -> Shape:
@@ -133,11 +146,8 @@ def _build_torchvision(name: str, pretrained: bool, options: dict[str, Any]) -> 
 
 
 def _build_transformers(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    try:
-        import transformers  # noqa: PLC0415 - optional, and seconds of import
-        from transformers.models.auto import modeling_auto  # noqa: PLC0415
-    except ImportError as error:
-        raise _not_installed(f"hf/{name}", "transformers") from error
+    transformers = import_extra("transformers", "zoo", where=f"hf/{name}")
+    modeling_auto = import_extra("transformers.models.auto.modeling_auto", "zoo", where=f"hf/{name}")
     classes = {
         **modeling_auto.MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES,
         **modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
@@ -161,10 +171,7 @@ def _build_transformers(name: str, pretrained: bool, options: dict[str, Any]) ->
 
 
 def _build_smp(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    try:
-        import segmentation_models_pytorch as smp  # noqa: PLC0415 - optional, and seconds of import
-    except ImportError as error:
-        raise _not_installed(f"smp/{name}", "segmentation_models_pytorch") from error
+    smp = import_extra("segmentation_models_pytorch", "zoo", where=f"smp/{name}")
     decoder, _, encoder = name.partition("-")
     decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.get_encoder_names()
     if decoder.lower() not in decoders or not (encoder in encoders or encoder.startswith("tu-")):
@@ -191,18 +198,14 @@ def _call_function(name: str, pretrained: bool, options: dict[str, Any]) -> nn.M
     path, _, function = name.partition(":")
     if pretrained:
         raise _no_pretrained(name, "load them inside the function")
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise _no_such_module(name, path)
     try:
         module = import_module(path)
     except ModuleNotFoundError as error:
         if not error.name or not f"{path}.".startswith(f"{error.name}."):
             raise  # the module is there, and what it imports is not
-        raise InflateError(
-            "there is no module of that name",
-            where=name,
-            expected="module:function, the module being importable",
-            got=repr(path),
-            fix="install it, or name its folder: PYTHONPATH=. inflate3d ...",
-        ) from error
+        raise _no_such_module(name, path) from error
     if not callable(builder := getattr(module, function, None)):
         raise _no_such_model(name, [f"{path}:{known}" for known, value in vars(module).items() if callable(value)])
     model = builder(**options)
@@ -217,50 +220,14 @@ def _call_function(name: str, pretrained: bool, options: dict[str, Any]) -> nn.M
     return model
 
 
-def _fill(model: nn.Module, file: Path) -> None:
-    state, wanted = _read(file), model.state_dict()
-    faults = [f"{name}: missing" for name in wanted.keys() - state.keys()]
-    faults += [f"{name}: not of this model" for name in state.keys() - wanted.keys()]
-    faults += [
-        f"{name}: {list(state[name].shape)}, the model wants {list(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    if faults:
-        raise InflateError(
-            "weights and model do not fit",
-            where=str(file),
-            expected=f"the {len(wanted)} tensors of {type(model).__name__}",
-            got="\n            ".join([*sorted(faults)[:SHOWN_FAULTS], f"in all {len(faults)} faults"]),
-            fix="build the model as it was trained (num_classes=, in_chans=), or convert the file",
-        )
-    model.load_state_dict(state, strict=True)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Read a state dict `{name: tensor}`; training scripts often put it under `state_dict` or `model`."""
-    try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise InflateError(
-            "the weights cannot be read",
-            where="find_2d_model",
-            expected=f"'{NO_WEIGHTS}', '{PRETRAINED}', or a file: .safetensors, or tensors alone from torch.save",
-            got=f"{file}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'empty'}",
-            fix="check the path; save model.state_dict(), not the model",
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InflateError(
-            "the file holds no state dict",
-            where=str(file),
-            expected="a dict from names to tensors, perhaps under 'state_dict' or 'model'",
-            got=type(state).__name__ + (f" with {list(state)[:SHOWN_FAULTS]}" if isinstance(state, Mapping) else ""),
-            fix="save model.state_dict()",
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
+def _no_such_module(name: str, path: str) -> InflateError:
+    return InflateError(
+        "there is no module of that name",
+        where=name,
+        expected="module:function, the module being importable",
+        got=repr(path),
+        fix="install it, or name its folder: PYTHONPATH=. inflate3d ...",
+    )
 
 
 def _no_such_model(name: str, known: list[str]) -> InflateError:
@@ -275,12 +242,15 @@ def _no_such_model(name: str, known: list[str]) -> InflateError:
 
 
 def _cannot_build(name: str, pretrained: bool, error: Exception) -> InflateError:
+    fix = "check the name's tag and the options"
+    if pretrained:
+        fix = f"take weights='{NO_WEIGHTS}' and fill it: {FILLING}"
     return InflateError(
         "the pretrained weights cannot be had" if pretrained else "the model cannot be built",
         where=name,
         expected="weights that exist, and a connection" if pretrained else "options that the model knows",
         got=f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN_LETTERS]}",
-        fix="pass a file with weights=, or weights='none'" if pretrained else "check the name's tag and the options",
+        fix=fix,
     )
 
 
@@ -288,17 +258,7 @@ def _no_pretrained(name: str, fix: str) -> InflateError:
     return InflateError(
         "this name stands for a network without weights of its own",
         where=name,
-        expected=f"weights '{NO_WEIGHTS}' or a file; '{PRETRAINED}' for timm/ and torchvision/ alone",
+        expected=f"weights '{NO_WEIGHTS}'; '{PRETRAINED}' for timm/ and torchvision/ alone",
         got=repr(PRETRAINED),
-        fix=f"{fix}, or pass a file",
-    )
-
-
-def _not_installed(name: str, package: str) -> InflateError:
-    return InflateError(
-        f"the package {package} is missing",
-        where=name,
-        expected=package,
-        got="no such package",
-        fix='pip install "inflate3d[zoo]"',
+        fix=f"{fix}, or fill it: {FILLING}",
     )

@@ -4,17 +4,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.models.c3d import C3D
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.inflated import inflated_classifier
-from inflate3d.models.lstm import ConvNetLstm
-from inflate3d.models.resnet_i3d import LAYOUTS, Depth, resnet_i3d
-from inflate3d.models.two_stream import FusedTwoStream, two_stream, two_stream_i3d
+from inflate3d.models.inflated import LAYOUTS, Depth, inflated_classifier, resnet_i3d
+from inflate3d.models.streams import ConvNetLstm, FusedTwoStream, two_stream, two_stream_i3d
 
 CARREIRA = "Carreira & Zisserman, Quo Vadis, Action Recognition?, CVPR 2017"
 TRAN = "Tran et al., Learning Spatiotemporal Features with 3D Convolutional Networks, ICCV 2015"
@@ -26,7 +23,6 @@ BOTH, SCRATCH = "ImageNet, then Kinetics-400", "Kinetics-400 alone"
 
 VIEWS = "Kinetics-400 validation set, 10 clips x 3 crops"
 ZOO = "its model zoo"
-
 
 INFLATED = "inflated/"  # any 2D classifier by its name behind it
 
@@ -66,10 +62,10 @@ class Network:
         paper: Who made it up.
         clips: What one training example is, `(c, t, h, w)` for each stream.
         parameters: Of the network with the classes that `build()` gives it, the scales of batch norm counted.
-        gmacs: Multiplications and additions for one training example, in billions.
+        gmacs: Multiply-adds (a multiplication with its addition is one) for one training example, in billions.
         reported: What its makers report, the best first.
         note: What a reader has to know about these figures.
-        needs_values: It is built by running a 2D model, which cannot be done on shapes alone.
+        made_from: Name of the 2D model that is run to build it, which cannot be done on shapes alone; "" if none is.
     """
 
     title: str
@@ -80,7 +76,7 @@ class Network:
     gmacs: float
     reported: tuple[Reported, ...] = ()
     note: str = ""
-    needs_values: bool = False
+    made_from: str = ""
 
 
 def _resnet(
@@ -99,7 +95,7 @@ def _resnet(
         gmacs=gmacs,
         reported=reported,
         note="" if reported else "Its project reports no figure of its own for it.",
-        needs_values=True,
+        made_from=f"torchvision/resnet{depth}",
     )
 
 
@@ -265,7 +261,7 @@ MODELS: dict[str, Network] = {
         parameters=165_320_272,
         gmacs=2303.83,
         note=NOBODY,
-        needs_values=True,
+        made_from="torchvision/vgg16",
     ),
     "3d-resnet50": Network(
         "ResNet-50 inflated as I3D was, 3x3x3 in every block",
@@ -275,7 +271,7 @@ MODELS: dict[str, Network] = {
         parameters=47_018_576,
         gmacs=132.95,
         note=NOBODY,
-        needs_values=True,
+        made_from="torchvision/resnet50",
     ),
     "3d-densenet121": Network(
         "DenseNet-121 inflated as I3D was",
@@ -285,7 +281,7 @@ MODELS: dict[str, Network] = {
         parameters=11_696_528,
         gmacs=172.99,
         note=NOBODY,
-        needs_values=True,
+        made_from="torchvision/densenet121",
     ),
     "3d-inception-v3": Network(
         "Inception-v3 inflated as I3D was",
@@ -295,7 +291,7 @@ MODELS: dict[str, Network] = {
         parameters=72_963_120,
         gmacs=442.03,
         note=NOBODY,
-        needs_values=True,
+        made_from="torchvision/inception_v3",
     ),
 }
 
@@ -305,7 +301,7 @@ def build_network(
     num_classes: int | None = None,
     *,
     in_channels: int | None = None,
-    weights: str | Path | None = None,
+    model2d: nn.Module | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> nn.Module:
     """Build a network of the zoo, with random weights if none are named.
@@ -314,7 +310,7 @@ def build_network(
         name: A key of `MODELS`, or `inflated/SOURCE` for any 2D classifier that `find_2d_model` knows.
         num_classes: Classes of the last layer; None leaves what the network has by itself.
         in_channels: 3 for RGB, 2 for optical flow, where a network can be built for either; None leaves 3.
-        weights: Those of the 2D model that a network is inflated from: `pretrained`, or a file.
+        model2d: The 2D model that the network is inflated from (`Network.made_from`), such as one with weights.
         class_names: One for each class, carried along for those who show results.
 
     Raises:
@@ -324,20 +320,20 @@ def build_network(
         >>> build_network("i3d", 7, in_channels=2).num_classes
         7
     """
-    given = {"num_classes": num_classes, "in_channels": in_channels, "weights": weights, "class_names": class_names}
+    given = {"num_classes": num_classes, "in_channels": in_channels, "model2d": model2d, "class_names": class_names}
     options = {key: value for key, value in given.items() if value is not None}
     if name.startswith(INFLATED):
         build: Callable[..., nn.Module] = partial(inflated_classifier, name.removeprefix(INFLATED))
     else:
         build = find_network(name).build
     known = inspect.signature(build).parameters
-    if unknown := [f"{key}={value!r}" for key, value in options.items() if key not in known]:
+    if unknown := [f"{key}={value!r:.80}" for key, value in options.items() if key not in known]:
         raise InflateError(
             "this network is not built with such options",
             where=name,
             expected=", ".join(key for key in known if key in given),
             got=", ".join(unknown),
-            fix="leave them out: two streams have channels of their own, and weights are for networks made from 2D",
+            fix="leave them out: two streams have channels of their own, and model2d is for networks made from 2D",
         )
     return build(**options)
 
@@ -358,6 +354,6 @@ def find_network(name: str) -> Network:
             where="zoo",
             expected=", ".join(MODELS) + f", or {INFLATED}SOURCE for a 2D classifier: {INFLATED}torchvision/resnet18",
             got=repr(name),
-            fix=f"did you mean {nearest_names(name, MODELS)}?",
+            fix=f"did you mean {nearest_names(str(name), MODELS)}?",
         )
     return MODELS[name]

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.clips.transforms import MAX_ASPECT, check_range, crops, to_range
 from inflate3d.errors import InflateError, nearest_names
+from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.same import SameConv3d, SameMaxPool3d
-from inflate3d.weights.store import tensors_sha256
+from inflate3d.weights.checkpoint import tensors_sha256
 
 Resize = Literal["tf1", "bilinear", "short-side", "none"]
 FloatsTo = Literal["floats", "floor", "round"]

@@ -28,7 +28,7 @@ from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.results.fvd_distance import Gaussian
 from inflate3d.results.fvd_protocols import FeatureNetwork, Protocol, Sampling, Setup, pixels, protocol_named
 from inflate3d.results.prediction import Failure, printable
-from inflate3d.weights.store import tensors_sha256
+from inflate3d.weights.checkpoint import tensors_sha256
 
 Numerics = Literal["exact", "published"]
 Role = Literal["real", "fake"]

@@ -1,92 +1,43 @@
 """A video and a classifier: its answer to every window and to the whole."""
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from functools import cache
-from itertools import islice
-from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import chain, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from inflate3d.checks import is_count, is_number
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.clips.jpeg import encode_jpeg
-from inflate3d.clips.sampling import Window, windows
-from inflate3d.clips.transforms import CROPS, CropKind, frames_to_input, resize_picture
-from inflate3d.clips.video import FrameStream, Rate, Source, open_frames, source_name
-from inflate3d.errors import InflateError
+from inflate3d.clips.sampling import Window
+from inflate3d.clips.transforms import frames_to_input, resize_picture
+from inflate3d.clips.video import FrameStream, Source, source_name
+from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.results.network import (
+    Network,
+    PredictOptions,
+    Reading,
+    SmallFrame,
+    T,
+    begin_reading,
+    threads_for,
+    views_at_a_time,
+)
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
-from inflate3d.speed.ahead import ahead
-from inflate3d.speed.optimize import Precision, optimize
+from inflate3d.speed.memory import device_of, give_back_memory, resident_bytes
+from inflate3d.speed.optimize import Optimized, in_training, optimize
 
 Progress = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
-
-
-class Shown(Protocol):
-    """What windows are cut from: anything that a network is shown, with a picture and a time."""
-
-    @property
-    def picture(self) -> Tensor:
-        """`[h, w, 3]` uint8."""
-
-    @property
-    def time_seconds(self) -> float:
-        """Seconds since the first frame of the source."""
-
-
-T = TypeVar("T", bound=Shown)
+Begun = TypeVar("Begun")
 
 KEY_FRAME_SHORT_SIDE = 128
-MIN_FPS = 1e-4  # exact_fps keeps four digits
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How a video is shown to a network.
-
-    Attributes:
-        fps: Frames per second to take, or "native" for all; 25 is what I3D was trained on.
-        num_frames: Stop after this many frames; None reads to the end.
-        window: Frames in a window; None takes what the network was trained on. The paper tests on up to 250 at once.
-        stride: Frames from one window to the next; None sets window beside window.
-        crops: "center", "three", "five" or "ten"; the logits of several crops are averaged.
-        precision: "fp32", or "bf16" for autocast to bfloat16, faster where the processor knows it.
-        batch_size: Windows that go through the network at a time; more need more memory.
-        key_frames: Keep the middle frame of each window as a small JPEG, for reports.
-    """
-
-    fps: Rate = 25.0
-    num_frames: int | None = None
-    window: int | None = None
-    stride: int | None = None
-    crops: CropKind = "center"
-    precision: Precision = "fp32"
-    batch_size: int = 1
-    key_frames: bool = False
-
-    def __post_init__(self) -> None:
-        rate_fits = self.fps == "native" or (is_number(self.fps) and float(self.fps) >= MIN_FPS)
-        checks = [
-            ("fps", f"a number of {MIN_FPS} or more, or native", rate_fits),
-            ("num_frames", "1 or more, or None", self.num_frames is None or is_count(self.num_frames)),
-            ("window", "1 or more, or None", self.window is None or is_count(self.window)),
-            ("stride", "1 or more, or None", self.stride is None or is_count(self.stride)),
-            ("crops", ", ".join(CROPS), self.crops in CROPS),
-            ("precision", ", ".join(get_args(Precision)), self.precision in get_args(Precision)),
-            ("batch_size", "1 or more", is_count(self.batch_size)),
-        ]
-        faults = [f"{name}={getattr(self, name)!r}, allowed is {allowed}" for name, allowed, fits in checks if not fits]
-        if faults:
-            raise InflateError(
-                "an option is out of range",
-                where="PredictOptions",
-                expected="see `inflate3d predict --help`",
-                got="; ".join(faults),
-                fix="change it to an allowed value",
-            )
+CALIBRATION_CLIPS = 8
+MOST_WORKERS = 8
+KEPT_BYTES = 128 * 2**20  # freed in the course of a video; what is given back has to be zeroed when it is taken again
 
 
 def predict(
@@ -120,19 +71,8 @@ def predict(
         (20, torch.Size([5]), 1)
     """
     options = options or PredictOptions()
-    spec = check_model(model, options)
-    network = Network[SmallFrame](
-        optimize(model, options.precision),
-        lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
-    )
-    stream = open_frames(source, fps=options.fps)
-    cut = cut_windows(islice(small_frames(stream, spec.short_side), options.num_frames), spec, options)
-    answers = Answers(stream, options)
-    for batch in batches(cut, options.batch_size):
-        answers.add(batch, network.answer(batch))
-        if progress:
-            progress(answers.windows[-1].end_seconds, stream.duration_seconds_estimate)
-    return answers.whole(getattr(model, "class_names", None))
+    network = _color_network(optimize_for(model, [source], options), options)
+    return _answer(network, begin_reading(source, network.spec, options), options, progress)
 
 
 def predict_many(
@@ -148,33 +88,108 @@ def predict_many(
         model: As for `predict`, likewise `options`.
         sources: Files, folders of pictures, clips, arrays.
         options: How the videos are shown.
-        progress: Called with each source before it is read; gives back what `predict` calls.
+        progress: Called with each source when the network comes to it; gives back what `predict` calls.
 
     Returns:
         One answer or failure for each source, in order, as soon as it is there.
 
     Raises:
         InflateError: At once, for what would fail with every source: see `predict` about the model.
+
+    Example:
+        >>> from inflate3d import InceptionI3d
+        >>> for answer in predict_many(InceptionI3d(num_classes=5).eval(), ["not-there.mp4"]):
+        ...     print(type(answer).__name__, answer.source)
+        Failure not-there.mp4
     """
-    options = options or PredictOptions()
-    check_model(model, options)
-    fast = optimize(model, options.precision)
-    return predict_each(lambda source, told: predict(fast, source, options, progress=told), sources, progress)
+    options, sources = options or PredictOptions(), iter(sources)
+    first = list(islice(sources, CALIBRATION_CLIPS if options.precision == "int8" else 0))
+    network = _color_network(optimize_for(model, first, options), options)
+    beside_cpu = device_of(network.model).type == "cpu"
+    return predict_each(
+        lambda source: begin_reading(source, network.spec, options),
+        lambda reading, told: _answer(network, reading, options, told),
+        chain(first, sources),
+        progress=progress,
+        workers=options.workers or (2 if beside_cpu else min(os.cpu_count() or 1, MOST_WORKERS)),
+    )
 
 
 def predict_each(
-    run: Callable[[Source, Progress | None], VideoPrediction],
+    begin: Callable[[Source], Begun],
+    finish: Callable[[Begun, Progress | None], VideoPrediction],
     sources: Iterable[Source],
+    *,
     progress: Callable[[Source], Progress] | None = None,
+    workers: int = 1,
 ) -> Iterator[VideoPrediction | Failure]:
-    """Run one source after the other; one that fails gives a `Failure`."""
-    for source in sources:
+    """Begin so many sources at once and finish one after the other; one that fails gives a `Failure`."""
+    for source, begun in _begun(begin, sources, workers):
         try:
-            yield run(source, progress(source) if progress else None)
+            yield finish(begun.result(), progress(source) if progress else None)
         except InflateError as error:
             yield Failure(printable(source_name(source)), printable(str(error)))
         except Exception as error:  # whatever a strange file sets off must not cost the results of the others
             yield Failure(printable(source_name(source)), printable(f"{type(error).__name__}: {error}"))
+
+
+def _begun(
+    begin: Callable[[Source], Begun], sources: Iterable[Source], workers: int
+) -> Iterator[tuple[Source, Future[Begun]]]:
+    """Give sources with what beginning them gave or raised, in order, `workers` of them begun at a time."""
+    waiting: deque[tuple[Source, Future[Begun]]] = deque()
+    for source in sources:
+        begun: Future[Begun] = Future()
+        try:
+            begun.set_result(begin(source))
+        except Exception as error:  # raised again when it is this one's turn
+            begun.set_exception(error)
+        waiting.append((source, begun))
+        del begun  # so that what was read goes with its turn
+        if len(waiting) == workers:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def optimize_for(model: nn.Module, sources: Sequence[Source], options: PredictOptions) -> Optimized:
+    """Make the fast copy of a model that `predict` runs; its `steps` say what was done, and what int8 costs.
+
+    Args:
+        model: As for `predict`; one that is optimized already stays as it is.
+        sources: For int8: the first windows of the first ones, 8 in all, calibrate it; those that cannot be read are
+            left out, with a warning and float32 if none can.
+        options: How the videos are shown.
+
+    Raises:
+        InflateError: See `predict` about the model; the extra `int8` is not installed.
+    """
+    spec, precision = check_model(model, options), options.precision
+    clips: list[Tensor] = []
+    if precision == "int8" and not isinstance(model, Optimized):
+        clips = _calibration_clips(sources[:CALIBRATION_CLIPS], spec, options)
+        if not clips:
+            precision = "fp32"
+            warnings.warn(
+                "int8 has nothing to be calibrated with, because none of the first videos can be read; float32 is used",
+                InflateWarning,
+                stacklevel=2,
+            )
+    return optimize(model, precision, calibration=clips, compiled=options.compiled)
+
+
+def _calibration_clips(sources: Sequence[Source], spec: ClipSpec, options: PredictOptions) -> list[Tensor]:
+    clips: list[Tensor] = []
+    for source in sources:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InflateWarning)  # the run gives them
+                found = begin_reading(source, spec, options).windows
+                few = islice(found, -(-CALIBRATION_CLIPS // len(sources)))
+                clips += [frames_to_input([frame.picture for frame in window.frames], spec) for window in few]
+        except Exception:  # the run meets it again, and tells it
+            continue
+    return clips[:CALIBRATION_CLIPS]
 
 
 def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
@@ -192,13 +207,12 @@ def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
             got=f"{type(model).__name__} without one",
             fix="set model.clip_spec = inflate3d.ClipSpec(...)",
         )
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
+    if in_training(model):
         raise InflateError(
             "the model is in training mode: it would answer at random and change",
             where="predict",
             expected="a model in eval mode",
-            got=f"training mode in {', '.join(training[:3])}" + ", ..." * (len(training) > 3),
+            got=in_training(model),
             fix="model.eval()",
         )
     if options.window is not None and options.window < spec.min_frames:
@@ -212,59 +226,26 @@ def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
     return spec
 
 
-class SmallFrame(NamedTuple):
-    """A frame in the size that the network wants.
-
-    Attributes:
-        picture: `[h, w, 3]` uint8.
-        time_seconds: Seconds since the first frame of the source.
-    """
-
-    picture: Tensor
-    time_seconds: float
-
-
-def small_frames(stream: FrameStream, short_side: int) -> Iterator[SmallFrame]:
-    """Resize each frame as it comes, so that only small ones wait for their window."""
-    for frame in stream:
-        yield SmallFrame(resize_picture(frame.picture, short_side), frame.time_seconds)
+def _color_network(model: nn.Module, options: PredictOptions) -> Network[SmallFrame]:
+    spec = check_model(model, options)
+    return Network[SmallFrame](
+        model,
+        spec,
+        lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
+        views_at_a_time(model, spec, options),
+        threads_for(model, spec, options),
+    )
 
 
-def cut_windows(items: Iterator[T], spec: ClipSpec, options: PredictOptions) -> Iterator[Window[T]]:
-    """Cut a stream as the options say, working ahead in a thread."""
-    length = options.window or spec.num_frames
-    return ahead(windows(items, length, options.stride or length))
-
-
-def batches(cut: Iterator[Window[T]], size: int) -> Iterator[list[Window[T]]]:
-    """Take so many windows at a time."""
-    while batch := list(islice(cut, size)):
-        yield batch
-
-
-class Network(NamedTuple, Generic[T]):
-    """A model and what makes its input.
-
-    Attributes:
-        model: Maps `[b, c, t, h, w]` to logits `[b, classes]`.
-        input_of: Maps the items of a window to its views `[views, c, t, h, w]`.
-    """
-
-    model: nn.Module
-    input_of: Callable[[list[T]], Tensor]
-
-    def answer(self, batch: list[Window[T]]) -> Tensor:
-        """Give logits `[windows, classes]` in float32, averaged over the views.
-
-        Raises:
-            InflateError: The model does not answer with finite logits.
-        """
-        clip = torch.cat([self.input_of(window.frames) for window in batch])
-        with torch.inference_mode():
-            logits = self.model(clip)
-        _check_logits(logits, len(clip), getattr(self.model, "class_names", None))
-        per_window: Tensor = logits.float().view(len(batch), -1, logits.shape[-1]).mean(1).cpu()
-        return per_window
+def _answer(
+    network: Network[SmallFrame], reading: Reading, options: PredictOptions, progress: Progress | None
+) -> VideoPrediction:
+    answers = Answers(reading.stream, options)
+    for batch, logits in network.answers(reading.windows, options.crops):
+        answers.add(batch, logits)
+        if progress:
+            progress(answers.windows[-1].end_seconds, reading.stream.duration_seconds_estimate)
+    return answers.whole(getattr(network.model, "class_names", None))
 
 
 class Answers:
@@ -272,6 +253,7 @@ class Answers:
 
     def __init__(self, stream: FrameStream, options: PredictOptions) -> None:
         self.stream, self.options = stream, options
+        self.resident_bytes = 0  # after the first window
         self.windows: list[WindowPrediction] = []
         self.weights: list[int] = []
 
@@ -280,10 +262,13 @@ class Answers:
         for window, row in zip(batch, logits, strict=True):
             self.windows.append(_window_prediction(window, row, self.options))
             self.weights.append(window.num_new)
-        _give_back_memory()
+        self.resident_bytes = self.resident_bytes or resident_bytes()
+        if resident_bytes() > self.resident_bytes + KEPT_BYTES:
+            give_back_memory()
 
     def whole(self, class_names: tuple[str, ...] | None) -> VideoPrediction:
         """Average over the windows, each weighted by the frames that it adds."""
+        give_back_memory()
         share = torch.tensor(self.weights, dtype=torch.float64) / sum(self.weights)
         logits = (torch.stack([window.logits for window in self.windows]).double() * share[:, None]).sum(0)
         return VideoPrediction(
@@ -293,45 +278,6 @@ class Answers:
             logits=logits,
             windows=tuple(self.windows),
             class_names=class_names,
-        )
-
-
-@cache
-def _malloc_trim() -> Callable[[int], object] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-
-
-def _give_back_memory() -> None:
-    """Return freed memory to the system; glibc would keep what lies between living frames, more with each window."""
-    trim = _malloc_trim()
-    if trim:
-        trim(0)
-
-
-def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_views:
-        raise InflateError(
-            "the model does not answer with logits",
-            where="predict",
-            expected=f"a tensor [{num_views}, classes]",
-            got=str(list(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__,
-            fix="wrap it in a module that returns logits, averaged over time if there are several",
-        )
-    if class_names and len(class_names) != logits.shape[1]:
-        raise InflateError(
-            "names and classes differ in number",
-            where="predict",
-            expected=f"{logits.shape[1]} class_names, one for each logit, or None",
-            got=f"{len(class_names)} class_names",
-            fix="set model.class_names anew, or to None",
-        )
-    if not logits.isfinite().all():
-        raise InflateError(
-            "the model's answer is not a number",
-            where="predict",
-            expected="finite logits",
-            got=f"{int((~logits.isfinite()).sum())} of {logits.numel()} are NaN or infinite",
-            fix='check the weights (inflate3d weights verify), or take precision="fp32"',
         )
 
 

@@ -17,19 +17,16 @@ from inflate3d.errors import InflateError
 from inflate3d.flow.methods import FlowMethod, find_method, with_flow
 from inflate3d.flow.quantize import BOUND_PIXELS, Quantizer, check_quantizer, dequantize, quantize
 from inflate3d.flow.stored import StoredFlow, open_flow
-from inflate3d.models.two_stream import Fusion
-from inflate3d.results.predict import (
-    Answers,
+from inflate3d.models.streams import Fusion
+from inflate3d.results.network import (
     Network,
     PredictOptions,
-    Progress,
     SmallFrame,
-    batches,
-    check_model,
     cut_windows,
-    predict_each,
     small_frames,
+    views_at_a_time,
 )
+from inflate3d.results.predict import Answers, Progress, check_model, predict_each
 from inflate3d.results.prediction import Failure, VideoPrediction
 from inflate3d.speed.optimize import optimize
 
@@ -156,15 +153,21 @@ def predict_streams(
     limit = None if options.num_frames is None else options.num_frames + 1
     frames = islice(small_frames(stream, spec.short_side), limit)
     moving = _moving(frames, flow, source, told, limited=limit is not None)
-    networks = {"flow": Network[MovingFrame](fast.flow, lambda frames: _flow_input(frames, spec, options, flow))}
+    size = views_at_a_time(fast.flow, spec, options)
+    flow_network = Network[MovingFrame](fast.flow, spec, lambda frames: _flow_input(frames, spec, options, flow), size)
+    networks = {"flow": flow_network}
     if fast.rgb is not None:
         networks["rgb"] = Network[MovingFrame](
-            fast.rgb, lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops)
+            fast.rgb,
+            spec,
+            lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
+            size,
         )
     answers = {name: Answers(stream, options) for name in networks}
-    for batch in batches(cut_windows(moving, spec, options), options.batch_size):
-        for name, network in networks.items():
-            answers[name].add(batch, network.answer(batch))
+    for batch, logits in flow_network.answers(cut_windows(moving, spec, options), options.crops):
+        answers["flow"].add(batch, logits)
+        if "rgb" in networks:
+            answers["rgb"].add(batch, networks["rgb"].answer(batch))
     if not answers["flow"].windows:
         raise InflateError(
             "the video has one frame, from which no flow leads anywhere",
@@ -201,7 +204,10 @@ def predict_streams_many(
     check_streams(streams, options)
     fast = _optimized(streams, options)
     return predict_each(
-        lambda source, told: predict_streams(fast, source, options, flow=flow, progress=told), sources, progress
+        lambda source: source,
+        lambda source, told: predict_streams(fast, source, options, flow=flow, progress=told),
+        sources,
+        progress=progress,
     )
 
 
@@ -210,8 +216,17 @@ def check_streams(streams: Streams, options: PredictOptions) -> ClipSpec:
 
     Raises:
         InflateError: One of them does not fit `predict`, has another number of input channels, or they differ in what
-            they want to be fed or in their classes.
+            they want to be fed or in their classes; or int8 or several workers are wanted.
     """
+    if options.precision == "int8" or (options.workers or 1) > 1:
+        raise InflateError(
+            "the flow stream cannot be run so",
+            where="predict_streams",
+            expected="precision fp32 or bf16 (calibrating int8 would take the flow of many windows), and workers=None "
+            "(flow takes all cores, one video after the other)",
+            got=f"precision={options.precision!r}, workers={options.workers}",
+            fix='precision="bf16", and leave workers out',
+        )
     spec = check_model(streams.flow, options)
     faults = _channel_fault(streams.flow, "flow", FLOW_CHANNELS)
     if streams.rgb is not None:
@@ -240,8 +255,8 @@ def _channel_fault(model: nn.Module, stream: str, wanted: int) -> list[str]:
 
 
 def _optimized(streams: Streams, options: PredictOptions) -> Streams:
-    rgb = streams.rgb and optimize(streams.rgb, options.precision)
-    return Streams(optimize(streams.flow, options.precision), rgb)
+    flow = optimize(streams.flow, options.precision, compiled=options.compiled)
+    return Streams(flow, streams.rgb and optimize(streams.rgb, options.precision, compiled=options.compiled))
 
 
 def join(rgb: VideoPrediction, flow: VideoPrediction, fusion: Fusion = "logits") -> VideoPrediction:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+WAITING = 8  # convolutions whose batch norm may still come; more take memory
 FOLD_TOLERANCE = 1e-4  # of one layer's output, relative to its largest value; float32 rounds by 1e-6
 
 
@@ -36,16 +37,18 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
     """
     found: list[_Folded] = []
     runs: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[_ConvNd, Tensor, Tensor]] = {}  # by the id of the output, which is kept alive here
+    made: dict[int, tuple[_ConvNd, Tensor, Tensor]] = {}  # by the id of the output; the last ones, kept alive here
 
     def after_convolution(layer: _ConvNd, given: tuple[Tensor, ...], output: Tensor) -> None:
         runs[layer] += 1
         made[id(output)] = layer, given[0], output
+        while len(made) > WAITING:
+            del made[next(iter(made))]
 
     def after_norm(layer: _BatchNorm, given: tuple[Tensor, ...], output: Tensor) -> None:
         runs[layer] += 1
         if id(given[0]) in made:
-            convolution, sample, _ = made[id(given[0])]
+            convolution, sample, _ = made.pop(id(given[0]))
             folded = _fold(convolution, layer)
             if folded and _same(folded, sample, output):
                 found.append(folded)

@@ -4,13 +4,12 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, import_extra
 
 
 class QuantizedModel(nn.Module):
@@ -64,7 +63,7 @@ def quantize(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
             fix="pass a few dozen windows of your own videos",
         )
     (shape,) = shapes
-    openvino, nncf = _import("openvino"), _import("nncf")
+    openvino, nncf = (import_extra(package, "int8", where="optimize") for package in ("openvino", "nncf"))
     logging.getLogger("nncf").setLevel(logging.ERROR)
     exported = torch.export.export(model, (torch.zeros(shape),))
     whole = nncf.quantize(
@@ -80,19 +79,6 @@ def quantize(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
 
 
 def _compile(files: dict[str, bytes]) -> Any:
-    openvino = _import("openvino")
+    openvino = import_extra("openvino", "int8", where="an int8 model")
     core = openvino.Core()
     return core.compile_model(core.read_model(files[".xml"], files[".bin"]), "CPU")
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise InflateError(
-            f"int8 needs {name}",
-            where="optimize",
-            expected="the extra int8",
-            got=str(error),
-            fix='pip install "inflate3d[int8]"',
-        ) from error

@@ -1,6 +1,8 @@
 """Make a model as fast as the processor allows, say what was done, and check that its answers stayed."""
 
 import copy
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -14,16 +16,20 @@ from torch.utils import _pytree as pytree
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, InflateWarning
-from inflate3d.inflation.build import Inflated
-from inflate3d.models.same import SameConv3d, SameMaxPool3d
+from inflate3d.inflation.plan import Plan
+from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.speed.batch_norm import fold_batch_norms
 from inflate3d.speed.int8 import quantize
-from inflate3d.speed.layers import Pointwise, SeparableMaxPool3d
+from inflate3d.speed.layers import HalfMaxPool3d, PairedConv3d, Pointwise, SeparableMaxPool3d
+from inflate3d.speed.memory import device_of, give_back_memory, keep_memory
 
 Precision = Literal["fp32", "bf16", "int8"]
 
 FP32_TOLERANCE = 1e-4  # of the largest logit: folding rounds by 1e-6
 BF16_COSINE = 0.999  # of the logits of one clip, as a vector
+CONV3D_TOLERANCE = 0.02  # of the largest value: bfloat16 rounds it by 0.004
+FEW_CHANNELS = 4  # with more, pairs of columns do not pay
+COMPILED = "compiled"
 
 
 class Optimized(nn.Module):
@@ -51,7 +57,11 @@ class Optimized(nn.Module):
     def call(self, method: str, clip: Tensor, *args: Any) -> Any:
         """Run a method of the model on a clip `[b, c, t, h, w]`; what floats comes out in float32.
 
-        In bfloat16 the first clips are answered in float32 as well; where the answers differ, float32 stays.
+        In bfloat16 the first frames of the first clip are answered in float32 as well (all of them, where the model
+        does not say how many are enough); where the answers differ, float32 stays.
+
+        Raises:
+            InflateError: An int8 model is asked for another method than `forward`.
         """
         if self.precision == "int8" and method != "forward":
             raise InflateError(
@@ -61,27 +71,48 @@ class Optimized(nn.Module):
                 got=method,
                 fix='optimize with precision "bf16" or "fp32"',
             )
+        if torch.compiler.is_compiling():  # an export holds one way only, and what it answers is not known yet
+            return _run(self.model, method, clip, args, self.precision)
+        if self.exact is not None:
+            self._compare(method, clip[:1, :, : self._enough_frames], args)
+        return _run(self.model, method, clip, args, self.precision)
+
+    @property
+    def _enough_frames(self) -> int | None:
+        spec = getattr(self, "clip_spec", None)
+        return spec.min_frames if isinstance(spec, ClipSpec) else None
+
+    def _compare(self, method: str, clip: Tensor, args: tuple[Any, ...]) -> None:
+        """Answer a clip in bfloat16 and in float32, and stay with float32 if the answers differ."""
         exact, self.exact = self.exact, None
-        found = _run(self.model, method, clip, args, self.precision)
-        if exact is None:
-            return found
-        wanted = _run(exact, method, clip, args, "fp32")
-        closeness = _cosine(found, wanted)
+        assert exact is not None
+        closeness = _cosine(
+            _run(self.model, method, clip, args, self.precision), _run(exact, method, clip, args, "fp32")
+        )
         if closeness >= BF16_COSINE:
-            return found
+            return
         warnings.warn(
             "bfloat16 is too coarse for this model: the cosine of its first answer with that in float32 is "
             f"{closeness:.4f} (wanted: {BF16_COSINE}); float32 is used from now on",
             InflateWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         self.model, self.precision = exact, "fp32"
         self.steps = (*self.steps, "back to float32: bfloat16 was too coarse")
-        return wanted
 
     def extra_repr(self) -> str:
         """Show what was done."""
         return "; ".join(self.steps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if not any(key.startswith(f"{prefix}exact.") for key in state_dict):
+            self.exact = None  # these are the values of a model whose first answer has been compared
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if COMPILED in self.steps:  # copies and files hold no compiled code
+            self.model.compile(dynamic=False)
 
 
 def optimize(
@@ -101,7 +132,11 @@ def optimize(
         example: A clip that the model can run on; else one is made from its `clip_spec` or its plan.
         calibration: For int8: clips `[1, c, t, h, w]` as the model will be shown, all of one size, a few dozen. What
             int8 changes in their answers is said in `steps`.
-        compiled: Compile with `torch.compile` as well: a minute at first, then up to a tenth faster.
+        compiled: Compile `forward` with `torch.compile` as well: a minute for each size of clips, then up to a tenth
+            faster, so that it pays after a thousand windows or so. Where there is no C++ compiler a warning says so.
+
+    Returns:
+        A module that saves, is copied and (fp32, bf16) exported as any other. An optimized model is returned as it is.
 
     Raises:
         InflateError: An unknown precision, a model in training mode, or one that does not tell what it is fed.
@@ -109,27 +144,73 @@ def optimize(
     Example:
         >>> from inflate3d import InceptionI3d
         >>> optimize(InceptionI3d(num_classes=7).eval()).steps[:2]
-        ('57 batch norms folded', '13 max pools made separable')
+        ('57 batch norms folded', '11 max pools made separable')
     """
     if isinstance(model, Optimized):
         return model
     _check(model, precision, example)
     if precision == "int8":
         return _to_int8(model, calibration)
+    keep_memory()
     fast, steps = copy.deepcopy(model), list[str]()
+    if precision == "bf16" and not conv3d_is_right(device_of(model)):
+        precision = "fp32"
+        steps.append("float32, because conv3d in bfloat16 is wrong here")
+        warnings.warn(
+            f"conv3d in bfloat16 gives wrong results with torch {torch.__version__} on this {device_of(model).type} "
+            "device (cuDNN 9.8 to 9.10 are known for that); float32 is used",
+            InflateWarning,
+            stacklevel=2,
+        )
     if any(isinstance(layer, _BatchNorm | SameMaxPool3d | SameConv3d) for layer in model.modules()):
-        steps = _replace_layers(fast, _example(model) if example is None else example)
-        if not steps:
+        replaced = _replace_layers(fast, _example(model) if example is None else example)
+        steps += replaced
+        if not replaced:
             fast = copy.deepcopy(model)
     to_channels_last(fast)
     steps.append("channels-last")
     optimized = Optimized(fast, precision, [*steps, "bfloat16"] if precision == "bf16" else steps)
     if precision == "bf16":
         optimized.exact, optimized.model = fast, _to_bf16(copy.deepcopy(fast))
-    if compiled:
+    if compiled and _has_compiler():
         optimized.model.compile(dynamic=False)
-        optimized.steps = (*optimized.steps, "compiled")
+        optimized.steps = (*optimized.steps, COMPILED)
+    give_back_memory()
     return _described(optimized, model)
+
+
+def conv3d_is_right(device: torch.device) -> bool:
+    """Find out on a small tensor whether conv3d in bfloat16 is what it is in float32.
+
+    Source: pytorch issue 163539: with cuDNN 9.8 to 9.10 it is silently wrong on some GPUs.
+
+    Example:
+        >>> conv3d_is_right(torch.device("cpu"))
+        True
+    """
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(2, 16, 5, 14, 14, generator=generator).to(device, torch.bfloat16)
+    for kernel, stride in ((3, 1), (1, 1), (3, 2)):
+        weight = torch.randn(32, 16, kernel, kernel, kernel, generator=generator).to(clip)
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            x, w = clip.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+            with torch.no_grad():
+                found, wanted = (
+                    F.conv3d(x.to(kind), w.to(kind), None, stride).float() for kind in (x.dtype, torch.float32)
+                )
+            if not (found - wanted).abs().amax() <= CONV3D_TOLERANCE * wanted.abs().amax():
+                return False
+    return True
+
+
+def _has_compiler() -> bool:
+    names = filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl"))
+    found = any(shutil.which(name) for name in names)
+    if not found:
+        warnings.warn(
+            "the model runs uncompiled, because no C++ compiler is found; g++ mends that", InflateWarning, stacklevel=3
+        )
+    return found
 
 
 def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
@@ -142,7 +223,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
     wanted = run()
     folded = fold_batch_norms(fast, run)
     steps = [f"{len(folded)} batch norms folded"] if folded else []
-    steps += _replaced(fast, SameMaxPool3d, SeparableMaxPool3d, "max pools made separable")
+    steps += _replaced(fast, SameMaxPool3d, _separable, "max pools made separable")
     steps += _replaced(fast, SameConv3d, _pointwise, "pointwise convolutions as products")
     difference = _difference(run(), wanted)
     if difference <= FP32_TOLERANCE:
@@ -169,12 +250,20 @@ def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], pre
     values = chain(model.parameters(), model.buffers())
     like = next((value for value in values if value.is_floating_point()), clip)  # a module may have none
     half = precision == "bf16"
-    clip = clip.to(like.device, torch.bfloat16 if half else like.dtype)
-    if clip.ndim == 5:
-        clip = clip.contiguous(memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if clip.ndim == 5 else torch.preserve_format
+    clip = clip.to(like.device, torch.bfloat16 if half else like.dtype, memory_format=layout)
     with torch.autocast(clip.device.type, torch.bfloat16, enabled=half):
         output = (model if method == "forward" else getattr(model, method))(clip, *args)
     return pytree.tree_map_only(Tensor, lambda value: value.float(), output) if half else output
+
+
+def _separable(pool: SameMaxPool3d) -> nn.Module | None:
+    # within frames, torch's own pool is twice as fast
+    return SeparableMaxPool3d(pool) if pool.kernel_size[0] > 1 and pool.rule == "same" else None
+
+
+def _paired(layer: SameConv3d) -> nn.Module | None:
+    return PairedConv3d(layer) if layer.in_channels <= FEW_CHANNELS and layer.stride[2] == 2 else None
 
 
 def _pointwise(layer: SameConv3d) -> nn.Module | None:
@@ -196,10 +285,12 @@ def _replaced(model: nn.Module, kind: type[Any], make: Callable[[Any], nn.Module
 
 def _to_bf16(model: nn.Module) -> nn.Module:
     """Turn kernels and matrices into bfloat16, in place; norms and what the model adds or multiplies stay float32."""
+    _replaced(model, SameConv3d, _paired, "convolutions over pairs of columns")
+    _replaced(model, SameMaxPool3d, HalfMaxPool3d, "max pools in bfloat16")
     for layer in model.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear | Pointwise):
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear | Pointwise | PairedConv3d):
             layer.to(torch.bfloat16)
-    return model
+    return to_channels_last(model)
 
 
 def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
@@ -209,7 +300,7 @@ def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
     cosine = min(_cosine(found, wanted) for found, wanted in pairs)
     same = sum(bool((found.argmax(1) == wanted.argmax(1)).all()) for found, wanted in pairs)
     cost = f"calibration clips: lowest cosine {cosine:.4f}, same first answer for {same} of {len(clips)}"
-    return _described(Optimized(short, "int8", ["int8", cost]), model)
+    return _described(Optimized(short, "int8", ["int8", f"{len(clips)} {cost}"]), model)
 
 
 def _described(optimized: Optimized, model: nn.Module) -> Optimized:
@@ -222,8 +313,9 @@ def _described(optimized: Optimized, model: nn.Module) -> Optimized:
 
 def _example(model: nn.Module) -> Tensor:
     """Make a small clip of noise, always the same, such as the model wants."""
-    if isinstance(model, Inflated):
-        channels, height, width = model.plan.input_shape
+    plan = getattr(model, "plan", None)
+    if isinstance(plan, Plan):
+        channels, height, width = plan.input_shape
         shape = (1, channels, 3, height, width)
     else:
         spec: ClipSpec = model.clip_spec  # type: ignore[assignment]  # _check has seen to it
@@ -231,12 +323,23 @@ def _example(model: nn.Module) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def in_training(model: nn.Module) -> str:
+    """Name the parts of a model that are in training mode; empty where none is.
+
+    Example:
+        >>> in_training(nn.Sequential(nn.ReLU().eval(), nn.Dropout()).eval()), in_training(nn.Dropout())
+        ('', 'training mode in Dropout')
+    """
+    names = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    return f"training mode in {', '.join(names[:3])}" + ", ..." * (len(names) > 3) if names else ""
+
+
 def _check(model: nn.Module, precision: str, example: Tensor | None) -> None:
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    tells = isinstance(model, Inflated) or isinstance(getattr(model, "clip_spec", None), ClipSpec)
+    training = in_training(model)
+    tells = isinstance(getattr(model, "plan", None), Plan) or isinstance(getattr(model, "clip_spec", None), ClipSpec)
     checks = [
         (precision in get_args(Precision), f"precision={precision!r}", " or ".join(get_args(Precision))),
-        (not training, f"training mode in {', '.join(training[:3])}", "a model in eval mode: model.eval()"),
+        (not training, training, "a model in eval mode: model.eval()"),
         (tells or example is not None, "no example, no clip_spec", "example=, a clip that the model can run on"),
     ]
     faults = [(got, expected) for fine, got, expected in checks if not fine]

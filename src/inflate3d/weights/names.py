@@ -166,12 +166,6 @@ def recognize(names: Collection[str]) -> Recognized | None:
     return best
 
 
-def as_dialect(names: Collection[str], dialect: str, architecture: str) -> Recognized:
-    """Take names for those of a dialect without looking at them."""
-    table = DIALECTS[dialect]
-    return Recognized(table, architecture, "", 1.0, {_respell(name, table): name for name in names})
-
-
 def _respell(name: str, dialect: Dialect) -> str:
     for theirs, ours in dialect.respelled:
         name = re.sub(theirs, ours, name)

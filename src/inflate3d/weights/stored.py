@@ -40,7 +40,17 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
+        return shape_and_type(self)
+
+
+def shape_and_type(tensor: Stored | Tensor) -> str:
+    """Tell the shape and the type of a tensor, wherever it lies.
+
+    Example:
+        >>> shape_and_type(torch.zeros(2, 3))
+        '[2, 3] float32'
+    """
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def is_shape(shape: object) -> bool:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ DTYPES = {
     19: torch.float16,
 }
 
+NO_TENSORS = (7, 20, 21)  # text, such as the graph of objects of TensorFlow 2; resources; variants
+
 POLYNOMIAL = 0x82F63B78  # of crc32c, its bits reversed
 ROW_BYTES = 512
 
@@ -57,12 +59,19 @@ class _Entry:
     is_sliced: bool = False
 
 
+class Bundle(NamedTuple):
+    """What lies in a bundle: tensors by name, and the types of those that are left out."""
+
+    tensors: dict[str, Stored]
+    left_out: dict[str, str]
+
+
 def is_bundle_index(data: bytes | mmap.mmap) -> bool:
     """Whether a file ends as a table of LevelDB's does."""
     return len(data) >= FOOTER_BYTES and bytes(data[-8:]) == MAGIC.to_bytes(8, "little")
 
 
-def read_bundle(index: bytes | mmap.mmap, open_shard: Callable[[int, int], mmap.mmap]) -> dict[str, Stored]:
+def read_bundle(index: bytes | mmap.mmap, open_shard: Callable[[int, int], mmap.mmap]) -> Bundle:
     """Read the index of a bundle; the tensors are read when they are wanted, and checked then.
 
     Args:
@@ -70,7 +79,8 @@ def read_bundle(index: bytes | mmap.mmap, open_shard: Callable[[int, int], mmap.
         open_shard: Opens one file of values, given its number and how many there are; must stay open.
 
     Returns:
-        Tensors by name, in the order of the names. Text and resources are left out.
+        Tensors by name, in the order of the names, and those of types that weights do not have. Text and resources are
+        left out.
 
     Raises:
         ContentError: The index is damaged or packed, a tensor is cut into slices, or lies outside its file.
@@ -86,14 +96,18 @@ def read_bundle(index: bytes | mmap.mmap, open_shard: Callable[[int, int], mmap.
         raise ContentError("the checkpoint has more files than allowed", f"{shards:,}, allowed: {MAX_SHARDS}")
     opened: dict[int, mmap.mmap] = {}
     tensors: dict[str, Stored] = {}
+    left_out: dict[str, str] = {}
     for name, value in entries.items():
         entry = _entry(value)
+        if entry.dtype in NO_TENSORS:
+            continue
         if entry.dtype not in DTYPES:
-            continue  # text: the graph of objects of TensorFlow 2
+            left_out[name] = f"number {entry.dtype} of TensorFlow's types.proto"
+            continue
         if entry.shard not in opened and 0 <= entry.shard < shards:
             opened[entry.shard] = open_shard(entry.shard, shards)
         tensors[name] = _stored(name, entry, opened.get(entry.shard))
-    return tensors
+    return Bundle(tensors, left_out)
 
 
 def _stored(name: str, entry: _Entry, shard: mmap.mmap | None) -> Stored:

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inflate3d.weights.pickle_arrays import numpy_calls
-from inflate3d.weights.pickle_machine import Call, Named, Names, run_pickle, short
+from inflate3d.weights.pickles import Call, Named, Names, numpy_calls, run_pickle, short
 from inflate3d.weights.stored import MAX_BYTES, ContentError, Stored, is_shape, tensor_from
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -1,4 +1,8 @@
-"""Layers of timm that change when time comes in."""
+"""Layers of timm, transformers and segmentation_models_pytorch that change when time comes in.
+
+Every model file of transformers defines its own stochastic depth, and some their own gates and convolutions: those of
+the two last packages are known by the ends of their names.
+"""
 
 import math
 
@@ -15,7 +19,9 @@ from inflate3d.errors import InflateError
 from inflate3d.inflation.adapters import (
     ADAPTERS,
     Adapted,
+    ClipGroupNorm,
     InflatedConv2d,
+    MaxPooledInTime,
     PooledInTime,
     WholeClip,
     WholeClipDrop,
@@ -24,7 +30,9 @@ from inflate3d.inflation.adapters import (
 from inflate3d.inflation.filters import Filter
 from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.kernels import inflate_weight
+from inflate3d.inflation.padding import present_tap
 from inflate3d.inflation.plan import LayerPlan
+from inflate3d.inflation.profiles import is_random
 
 
 @adapts(layers.Conv2dSame)
@@ -50,8 +58,8 @@ class WeightStandardized(InflatedConv2d):
         super().take_over(layer, plan, fold)
         if plan.action == "inflate":
             assert isinstance(layer, WeightStandardized)
-            center = layer.present_tap()
-            laid_out = plan.profile != "random"  # else the weight itself is drawn
+            center = present_tap(plan.time_kernel, plan.padding)
+            laid_out = not is_random(plan.profile)  # else the weight itself is drawn
             taps = ones.unsqueeze(2)
             if laid_out:
                 taps = inflate_weight(ones, plan.time_kernel, profile=plan.profile, center=center, groups=layer.groups)
@@ -59,7 +67,7 @@ class WeightStandardized(InflatedConv2d):
 
     def inflated_weight(self) -> Tensor:
         """Repeat the 2D weight in time; a random one is drawn."""
-        if self.plan.profile == "random":
+        if is_random(self.plan.profile):
             return super().inflated_weight()
         return self.weight.detach().unsqueeze(2).repeat(1, 1, self.plan.time_kernel, 1, 1)
 
@@ -166,7 +174,11 @@ class ClipSplitBatchNorm2d(Adapted, layers.SplitBatchNorm2d):  # type: ignore[mi
     num_splits: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the 2D layer, whose parts follow each other in the batch."""
+        """Run the 2D layer, whose parts follow each other in the batch.
+
+        Raises:
+            InflateError: In training, a part would end amid a clip.
+        """
         if self.training and self.num_clips(x) % self.num_splits:
             raise InflateError(
                 "a batch norm would split the batch amid a clip",
@@ -236,3 +248,36 @@ class ClipGlobalResponseNorm(WholeClipResponse, grn.GlobalResponseNorm):  # type
     def is_channels_last(self) -> bool:
         """Whether its maps are: timm's layer knows."""
         return bool(self.channel_dim == -1)
+
+
+class PaddedByALayer(InflatedConv2d):
+    """A convolution with a layer that pads in front of it: `pad` in BiT, `static_padding` in EfficientNet."""
+
+    def pad_space(self, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pad by the layer, where there is one, and then as told."""
+        layer = self._modules.get("pad") or self._modules.get("static_padding")
+        return super().pad_space(layer(frames) if isinstance(layer, nn.Module) else frames)
+
+
+class PaddedWeightStandardized(PaddedByALayer, WeightStandardized):
+    """BiT's convolution."""
+
+
+# By package: ends of the names of classes
+BY_NAME: dict[str, dict[str, type[Adapted]]] = {
+    "transformers.models.": {
+        "DropPath": WholeClipDrop,
+        "SELayer": WholeClip,
+        "SqueezeExciteLayer": WholeClip,
+        "SqueezeExcitationModule": WholeClip,
+        "GRN": WholeClipResponse,
+        "BitGroupNormActivation": ClipGroupNorm,
+        "BitMaxPool2d": MaxPooledInTime,
+        "WeightStandardizedConv2d": PaddedWeightStandardized,
+    },
+    "segmentation_models_pytorch.": {
+        "SEModule": WholeClip,
+        "SEBlock": WholeClip,
+        "Conv2dStaticSamePadding": PaddedByALayer,
+    },
+}

@@ -1,4 +1,4 @@
-"""Carry out the instructions of a pickle as data: nothing that the file names is imported, and nothing is run.
+"""Pickles as data: numpy arrays in nested dicts come out, nothing that the file names is imported, and nothing is run.
 
 Python's own unpickler, even with its imports restricted, can be made to take all memory (memo indices, bytearrays) or
 to crash (hashing deeply nested keys). So the instructions are read from the standard library's list of them; this file
@@ -7,6 +7,7 @@ format says (`Names`). Pickle protocols 2 to 5, of Python 2 as well.
 """
 
 import io
+import math
 import mmap
 import pickletools
 import reprlib
@@ -14,9 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from inflate3d.weights.stored import ContentError
+import numpy as np
+from numpy.typing import NDArray
+
+from inflate3d.weights.stored import ContentError, is_shape
 
 MAX_INSTRUCTIONS = 2_000_000  # the 230 arrays of I3D take 7,000; a ResNet-101 with its optimizer 60,000
+DTYPES = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")  # of arrays
 
 # What pickletools and the machine raise for a file that is cut short or was never a pickle
 DAMAGED_PICKLE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, OverflowError)
@@ -222,3 +227,100 @@ def run_pickle(file: io.BytesIO | mmap.mmap, names: Names) -> Any:
     if len(machine.stack) != 1 or machine.marks:
         raise ContentError("the pickle ends before it is complete", f"{len(machine.stack)} values are left over")
     return machine.stack.pop()
+
+
+@dataclass
+class _Budget:
+    """How many bytes arrays may still take: one run of bytes in a file may serve many, each of which is a copy."""
+
+    left: int
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ContentError("the arrays take more memory than allowed", f"{-self.left:,} bytes too many")
+
+
+@dataclass(repr=False)
+class _Dtype:
+    """Stands in for numpy.dtype."""
+
+    code: Any
+    value: np.dtype[Any] | None = None
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        order, plain = state[1], all(part is None for part in state[2:5])
+        if self.code not in DTYPES or order not in ("<", ">", "|") or not plain:
+            raise ContentError(
+                "an array is of a type that weights are not",
+                f"dtype {short(self.code)}, byte order {short(order)}",
+            )
+        self.value = np.dtype(self.code).newbyteorder(order)
+
+
+@dataclass(repr=False)
+class Array:
+    """Stands in for numpy's empty array, which the file then fills."""
+
+    budget: _Budget
+    value: NDArray[Any] | None = None
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        """Make the array as the pickle describes it."""
+        _version, shape, dtype, fortran, data = state
+        if self.value is not None:
+            raise ContentError("the file changes an array that it has filled", short(shape))
+        self.value = _fill(shape, dtype, data, fortran=bool(fortran), budget=self.budget)
+
+    def filled(self) -> NDArray[Any]:
+        """Give the array.
+
+        Raises:
+            ContentError: The file never filled it.
+        """
+        if self.value is None:
+            raise ContentError("an array is not described as numpy describes arrays", "one without values")
+        return self.value
+
+
+def _fill(shape: Any, dtype: Any, data: Any, *, fortran: bool, budget: _Budget) -> NDArray[Any]:
+    data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
+    if not isinstance(dtype, _Dtype) or dtype.value is None or not isinstance(data, bytes):
+        raise ContentError("an array is not described as numpy describes arrays", short((shape, dtype)))
+    if not is_shape(shape) or math.prod(shape) * dtype.value.itemsize != len(data):
+        raise ContentError("an array's shape and bytes disagree", f"shape {short(shape)}, {len(data):,} bytes")
+    budget.take(len(data))
+    values = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
+    return values.astype(dtype.value.newbyteorder("="), order="C")
+
+
+def _make_dtype(args: tuple[Any, ...]) -> _Dtype:
+    return _Dtype(args[0])
+
+
+def _to_bytes(args: tuple[Any, ...], budget: _Budget) -> bytes:
+    """Turn text back into bytes, which Python 3 writes as text where it writes for Python 2."""
+    text, encoding = args
+    if encoding != "latin1" or not isinstance(text, str):
+        raise ContentError("the file encodes something else than bytes", short(encoding))
+    budget.take(len(text))
+    return text.encode("latin-1")
+
+
+def numpy_calls(max_bytes: int) -> dict[str, Call | None]:
+    """Say what the names of numpy in a pickle stand for; all its arrays take at most `max_bytes`.
+
+    Example:
+        >>> sorted(numpy_calls(10))[:2]
+        ['_codecs.encode', 'numpy._core.multiarray._reconstruct']
+    """
+    budget = _Budget(max_bytes)
+    calls: dict[str, Call | None] = {
+        "numpy.dtype": _make_dtype,
+        "numpy.ndarray": None,
+        "_codecs.encode": lambda args: _to_bytes(args, budget),
+    }
+    for core in ("numpy.core", "numpy._core"):  # numpy 2 has moved it
+        calls[f"{core}.multiarray._reconstruct"] = lambda args: Array(budget)
+        calls[f"{core}.multiarray.scalar"] = lambda args: _fill((), *args, fortran=False, budget=budget)
+    return calls

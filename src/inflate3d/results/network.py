@@ -1,0 +1,236 @@
+"""A network over the windows of a video: how the video is shown, read ahead, and answered a few clips at a time."""
+
+from collections.abc import Callable, Generator, Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from inflate3d.checks import is_count, is_number
+from inflate3d.clips.clip import ClipSpec
+from inflate3d.clips.sampling import Window, windows
+from inflate3d.clips.transforms import CROPS, CropKind, resize_picture
+from inflate3d.clips.video import FrameStream, Rate, Source, open_frames
+from inflate3d.errors import InflateError
+from inflate3d.models.inception import InceptionI3d
+from inflate3d.speed.ahead import ahead, side_by_side
+from inflate3d.speed.memory import clips_at_a_time, clips_side_by_side, device_of, give_back_memory
+from inflate3d.speed.optimize import COMPILED, Optimized, Precision
+
+MIN_FPS = 1e-4  # exact_fps keeps four digits
+
+
+class Shown(Protocol):
+    """What windows are cut from: anything that a network is shown, with a picture and a time."""
+
+    @property
+    def picture(self) -> Tensor:
+        """`[h, w, 3]` uint8."""
+
+    @property
+    def time_seconds(self) -> float:
+        """Seconds since the first frame of the source."""
+
+
+T = TypeVar("T", bound=Shown)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a video is shown to a network.
+
+    Attributes:
+        fps: Frames per second to take, or "native" for all; 25 is what I3D was trained on.
+        num_frames: Stop after this many frames; None reads to the end.
+        window: Frames in a window; None takes what the network was trained on. The paper tests on up to 250 at once.
+        stride: Frames from one window to the next; None sets window beside window.
+        crops: "center", "three", "five" or "ten"; the logits of several crops are averaged.
+        precision: "fp32"; "bf16", faster where the processor knows bfloat16; "int8" (extra `int8`, CPU), the fastest,
+            calibrated before the run with the first windows of the first videos, 8 in all.
+        batch_size: Clips, that is windows or their crops, that go through the network at a time. None takes as many as
+            fit into the memory of a GPU, and one on a CPU; I3D then answers several side by side, a thread for each, as
+            far as memory goes.
+        workers: Videos that are read at once, each by a thread, so that the next ones are ready when the network is;
+            each holds four windows at most. None takes 2 beside a network on the CPU, else one for each core.
+        compiled: Compile the network, which repays its minute after a thousand windows or so.
+        key_frames: Keep the middle frame of each window as a small JPEG, for reports.
+
+    Example:
+        >>> PredictOptions(fps="native", crops="three").num_frames is None
+        True
+    """
+
+    fps: Rate = 25.0
+    num_frames: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    crops: CropKind = "center"
+    precision: Precision = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+    compiled: bool = False
+    key_frames: bool = False
+
+    def __post_init__(self) -> None:
+        rate_fits = self.fps == "native" or (is_number(self.fps) and float(self.fps) >= MIN_FPS)
+        checks = [
+            ("fps", f"a number of {MIN_FPS} or more, or native", rate_fits),
+            ("num_frames", "1 or more, or None", self.num_frames is None or is_count(self.num_frames)),
+            ("window", "1 or more, or None", self.window is None or is_count(self.window)),
+            ("stride", "1 or more, or None", self.stride is None or is_count(self.stride)),
+            ("crops", ", ".join(CROPS), self.crops in CROPS),
+            ("precision", ", ".join(get_args(Precision)), self.precision in get_args(Precision)),
+            ("batch_size", "1 or more, or None", self.batch_size is None or is_count(self.batch_size)),
+            ("workers", "1 or more, or None", self.workers is None or is_count(self.workers)),
+        ]
+        faults = [f"{name}={getattr(self, name)!r}, allowed is {allowed}" for name, allowed, fits in checks if not fits]
+        if faults:
+            raise InflateError(
+                "an option is out of range",
+                where="PredictOptions",
+                expected="see `inflate3d predict --help`",
+                got="; ".join(faults),
+                fix="change it to an allowed value",
+            )
+
+
+class SmallFrame(NamedTuple):
+    """A frame in the size that the network wants.
+
+    Attributes:
+        picture: `[h, w, 3]` uint8.
+        time_seconds: Seconds since the first frame of the source.
+    """
+
+    picture: Tensor
+    time_seconds: float
+
+
+def small_frames(stream: FrameStream, short_side: int) -> Iterator[SmallFrame]:
+    """Resize each frame as it comes, so that only small ones wait for their window."""
+    for frame in stream:
+        yield SmallFrame(resize_picture(frame.picture, short_side), frame.time_seconds)
+
+
+def cut_windows(items: Iterator[T], spec: ClipSpec, options: PredictOptions) -> Generator[Window[T]]:
+    """Cut a stream as the options say, working ahead in a thread from now on."""
+    length = options.window or spec.num_frames
+    return ahead(windows(items, length, options.stride or length))
+
+
+class Reading(NamedTuple):
+    """A video that a thread is reading.
+
+    Attributes:
+        stream: What is read.
+        windows: What is cut from it, in the size that the network wants.
+    """
+
+    stream: FrameStream
+    windows: Generator[Window[SmallFrame]]
+
+
+def begin_reading(source: Source, spec: ClipSpec, options: PredictOptions) -> Reading:
+    """Open a source and read it in a thread, a few windows ahead.
+
+    Raises:
+        InflateError: The source cannot be opened; what turns out later is raised among its windows.
+    """
+    stream = open_frames(source, fps=options.fps)
+    frames = islice(small_frames(stream, spec.short_side), options.num_frames)
+    return Reading(stream, cut_windows(frames, spec, options))
+
+
+class Network(NamedTuple, Generic[T]):
+    """A model, what it wants, and what makes its input.
+
+    Attributes:
+        model: Maps `[b, c, t, h, w]` to logits `[b, classes]`.
+        spec: Of its clips.
+        input_of: Maps the items of a window to its views `[views, c, t, h, w]`.
+        at_a_time: Views that it is shown at a time.
+        side_by_side: Threads that show it views.
+    """
+
+    model: nn.Module
+    spec: ClipSpec
+    input_of: Callable[[list[T]], Tensor]
+    at_a_time: int
+    side_by_side: int = 1
+
+    def answers(self, cut: Iterator[Window[T]], crops: CropKind) -> Iterator[tuple[list[Window[T]], Tensor]]:
+        """Give windows with their answers, as many at once as fit."""
+        views = len(CROPS[crops](0, 0))
+        while batch := list(islice(cut, max(self.at_a_time * self.side_by_side // views, 1))):
+            yield batch, self.answer(batch)
+
+    def answer(self, batch: list[Window[T]]) -> Tensor:
+        """Give logits `[windows, classes]` in float32, averaged over the views.
+
+        Raises:
+            InflateError: The model does not answer with finite logits.
+        """
+        clip = torch.cat([self.input_of(window.frames) for window in batch])
+        first_alone = isinstance(self.model, Optimized) and self.model.exact is not None  # others may not pass it
+        parts = clip.split(self.at_a_time)
+        found = [self._logits(part) for part in parts[:first_alone]]
+        if first_alone:
+            give_back_memory()  # of the run in float32, which does not come again
+        logits = torch.cat([*found, *side_by_side(self._logits, parts[first_alone:], self.side_by_side)])
+        return logits.view(len(batch), -1, logits.shape[-1]).mean(1)
+
+    def _logits(self, views: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = self.model(views)
+        _check_logits(logits, len(views), getattr(self.model, "class_names", None))
+        found: Tensor = logits.float().cpu()
+        return found
+
+
+def views_at_a_time(model: nn.Module, spec: ClipSpec, options: PredictOptions) -> int:
+    """Tell how many clips are shown to a model at a time: as many as the options say, or as memory allows."""
+    shape = (1, int(getattr(model, "in_channels", 3)), options.window or spec.num_frames, spec.crop, spec.crop)
+
+    def run_one() -> None:
+        with torch.inference_mode():
+            model(torch.zeros(shape))
+
+    return options.batch_size or clips_at_a_time(device_of(model), run_one)
+
+
+def threads_for(model: nn.Module, spec: ClipSpec, options: PredictOptions) -> int:
+    """Tell how many threads show clips to a model: several for I3D on a CPU, which keeps nothing between two calls."""
+    alone = options.batch_size or COMPILED in getattr(model, "steps", ()) or device_of(model).type != "cpu"
+    if alone or not isinstance(getattr(model, "model", None), InceptionI3d):
+        return 1
+    num_values = int(getattr(model, "in_channels", 3)) * (options.window or spec.num_frames) * spec.crop**2
+    return clips_side_by_side(num_values, 2 if getattr(model, "precision", "") == "bf16" else 4)
+
+
+def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_views:
+        raise InflateError(
+            "the model does not answer with logits",
+            where="predict",
+            expected=f"a tensor [{num_views}, classes]",
+            got=str(list(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__,
+            fix="wrap it in a module that returns logits, averaged over time if there are several",
+        )
+    if class_names and len(class_names) != logits.shape[1]:
+        raise InflateError(
+            "names and classes differ in number",
+            where="predict",
+            expected=f"{logits.shape[1]} class_names, one for each logit, or None",
+            got=f"{len(class_names)} class_names",
+            fix="set model.class_names anew, or to None",
+        )
+    if not logits.isfinite().all():
+        raise InflateError(
+            "the model's answer is not a number",
+            where="predict",
+            expected="finite logits",
+            got=f"{int((~logits.isfinite()).sum())} of {logits.numel()} are NaN or infinite",
+            fix='check the weights (inflate3d weights verify), or take precision="fp32"',
+        )

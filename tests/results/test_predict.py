@@ -127,7 +127,7 @@ def test_bfloat16_runs_under_autocast_and_its_first_answer_is_compared_with_floa
             return product
 
     assert predict(Linear().eval(), frames(14), PredictOptions(precision="bf16")).logits.dtype == torch.float64
-    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]  # two to compare, two windows
 
 
 class Tiny(nn.Module):
@@ -230,8 +230,9 @@ def test_i3d_answers_several_clips_side_by_side_and_the_first_of_bfloat16_alone(
         half = torch.bfloat16
         if precision == "fp32":
             assert seen == [(pool, torch.float32)] * 4 + [(main, torch.float32)]
-        else:  # the first clip is compared with float32; its partner then has nobody to run beside
-            assert seen == [(main, half), (main, torch.float32), (main, half)] + [(pool, half)] * 2 + [(main, half)]
+        else:  # the first clip comes after a comparison with float32; its partner then has nobody to run beside
+            compared = [(main, half), (main, torch.float32)]
+            assert seen == [*compared, *[(main, half)] * 2, *[(pool, half)] * 2, (main, half)]
         exact = [frames_to_input(list(torch.from_numpy(noise(30)[i : i + 7])), SPEC).mean((2, 3, 4)) for i in STARTS]
         found = torch.stack([window.logits for window in answer.windows])
         torch.testing.assert_close(found, torch.cat(exact), rtol=0.01, atol=0.01)

@@ -351,3 +351,29 @@ def test_a_mixture_of_ranks_goes_channels_last():
     model = to_channels_last(nn.ModuleList([nn.Conv2d(2, 3, 5), nn.Conv3d(2, 3, 5), nn.Linear(2, 3)]))
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_bfloat16_is_compared_on_a_few_frames_from_beginning_to_end():
+    shown = []
+
+    class Watched(nn.Module):
+        clip_spec = ClipSpec(fps=25.0, num_frames=23, min_frames=7, short_side=9, crop=9, value_range=(0.0, 1.0))
+
+        def forward(self, clip):
+            shown.append(clip[:, 0, :, 0, 0].float())
+            return clip.mean((3, 4)).sum(2)
+
+    clip = torch.arange(23.0).view(1, 1, 23, 1, 1).expand(2, 3, 23, 9, 9)
+    optimize(Watched().eval(), "bf16")(clip)
+    assert [one.shape for one in shown] == [(1, 8), (1, 8), (2, 23)]
+    assert shown[0].tolist() == [[0.0, 3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 21.0]]
+
+
+def test_two_answers_of_zeros_are_alike():
+    class Silent(nn.Module):
+        clip_spec = ClipSpec(fps=25.0, num_frames=7, min_frames=7, short_side=9, crop=9, value_range=(0.0, 1.0))
+
+        def forward(self, clip):
+            return clip.mean((2, 3, 4))
+
+    assert optimize(Silent().eval(), "bf16")(torch.zeros(1, 3, 7, 9, 9)).tolist() == [[0.0] * 3]

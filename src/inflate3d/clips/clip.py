@@ -55,6 +55,10 @@ class ClipSpec:
 
     Raises:
         InflateError: A value is not of its kind, or they contradict each other.
+
+    Example:
+        >>> ClipSpec(25.0, num_frames=64, min_frames=9, short_side=256, crop=224, value_range=(-1.0, 1.0)).crop
+        224
     """
 
     fps: float

@@ -1,32 +1,31 @@
-"""`load`: a network with its weights, by name or from a file, whoever wrote it; or with 2D weights to start from."""
+"""`load`: a network with its weights, by name or from a file, whoever wrote it; or with 2D weights to start from.
+
+What needs torchvision is imported where it is needed: it takes 165 MB and a second, and I3D does without.
+"""
 
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, InflateWarning, check_choice, nearest_names
-from inflate3d.inflation.build import deflate
-from inflate3d.inflation.inflated import Inflated
 from inflate3d.inflation.kernels import load_2d_into
 from inflate3d.models.blocks import check_classes
-from inflate3d.models.googlenet import STREAM_CHANNELS, Stream, i3d_from_googlenet, start_from_googlenet
 from inflate3d.models.inception import InceptionI3d
-from inflate3d.models.inflated import Depth, resnet_i3d
-from inflate3d.models.sources import extra_heads, find_2d_model
-from inflate3d.models.zoo import INFLATED, MODELS, build_network, find_network
 from inflate3d.weights.catalogue import CATALOGUE, Card, read_labels
 from inflate3d.weights.checkpoint import Checkpoint, card_in, read_checkpoint, read_weights
 from inflate3d.weights.containers import find_index, is_path, missing_file
 from inflate3d.weights.fetch import fetched_path
 from inflate3d.weights.names import Faults, misfit
 from inflate3d.weights.stored import shape_and_type
+
+if TYPE_CHECKING:
+    from inflate3d.models.googlenet import Stream
 
 Compat = Literal["video-features", "videogpt", "tats", "cd-fvd"]
 # How other projects' I3D differs from DeepMind's. Source: their code; video_features models/i3d/i3d_src/i3d_net.py
@@ -53,7 +52,7 @@ def load(
     compat: Compat | None = None,
     label_set: str | None = None,
     init: str | Path | None = None,
-    stream: Stream = "rgb",
+    stream: "Stream" = "rgb",
 ) -> nn.Module:
     """Build a network, fill it with its weights strictly, and set it to eval mode.
 
@@ -144,6 +143,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     """
     checkpoint = read_checkpoint(path)
     where, name = str(checkpoint.path), checkpoint.architecture or type(model).__name__
+    from inflate3d.inflation.build import deflate  # noqa: PLC0415
+    from inflate3d.inflation.inflated import Inflated  # noqa: PLC0415
+    from inflate3d.models.googlenet import start_from_googlenet  # noqa: PLC0415
+
     inflated = next((part for part in model.modules() if isinstance(part, Inflated)), None)
     unfilled = ""
     if checkpoint.is_2d and inflated is not None:
@@ -170,9 +173,13 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
 
 
 def _start_from_2d(
-    name: str, init: str | Path, *, stream: Stream, num_classes: int | None, labels: tuple[str, ...] | None
+    name: str, init: str | Path, *, stream: "Stream", num_classes: int | None, labels: tuple[str, ...] | None
 ) -> tuple[nn.Module, str]:
     """Build a network of the zoo and inflate 2D weights into it; gives it, and what of its 2D model stayed unfilled."""
+    from inflate3d.models.googlenet import STREAM_CHANNELS, start_from_googlenet  # noqa: PLC0415
+    from inflate3d.models.sources import extra_heads, find_2d_model  # noqa: PLC0415
+    from inflate3d.models.zoo import INFLATED, build_network, find_network  # noqa: PLC0415
+
     check_choice(stream, STREAM_CHANNELS, what="stream", where="load")
     network = None if name.startswith(INFLATED) else find_network(name)
     source = name.removeprefix(INFLATED) if network is None else network.made_from
@@ -199,6 +206,8 @@ def _find_2d(init: str | Path) -> Path:
     """Find a file of 2D weights; nothing is downloaded."""
     if not str(init).startswith(TORCHVISION):
         return Path(init)
+    import torchvision.models  # noqa: PLC0415
+
     name = str(init).removeprefix(TORCHVISION)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -240,6 +249,8 @@ def _load_foreign(
 ) -> tuple[nn.Module, str]:
     where = str(checkpoint.path)
     if checkpoint.architecture == "googlenet" and compat is None:
+        from inflate3d.models.googlenet import i3d_from_googlenet  # noqa: PLC0415
+
         inflated = i3d_from_googlenet(checkpoint.state, num_classes=num_classes)
         inflated.class_names = read_labels(label_set) if label_set else None
         check_classes(where, inflated.num_classes, inflated.in_channels, class_names=inflated.class_names)
@@ -266,10 +277,12 @@ def _load_foreign(
 def _load_resnet(
     checkpoint: Checkpoint, layout: str, num_classes: int | None, label_set: str | None
 ) -> tuple[nn.Module, str]:
+    from inflate3d.models.inflated import resnet_i3d  # noqa: PLC0415
+
     where, known = str(checkpoint.path), checkpoint.num_classes or 400
     classes = known if num_classes is None else num_classes
     names = read_labels(label_set) if label_set else None
-    depth: Depth = 101 if checkpoint.architecture == "resnet101" else 50
+    depth: Literal[50, 101] = 101 if checkpoint.architecture == "resnet101" else 50
     non_local = any(".non_local." in name for name in checkpoint.state)
     model = resnet_i3d(layout, classes, depth=depth, non_local=non_local, class_names=names)
     state = {f"inflated.{name}": tensor for name, tensor in checkpoint.state.items()}
@@ -286,7 +299,14 @@ def _build(
     where: str,
 ) -> nn.Module:
     """Build a network for `(classes, channels)`; on meta no time is spent on random values."""
-    if architecture not in MODELS or (compat and architecture != "i3d"):
+    num_classes, in_channels = shape
+    labels = read_labels(label_set) if label_set else None
+    if architecture == "i3d":
+        with torch.device("meta") if on_meta else nullcontext():
+            return InceptionI3d(num_classes, in_channels, class_names=labels, **(COMPAT[compat] if compat else {}))
+    from inflate3d.models.zoo import MODELS, build_network  # noqa: PLC0415
+
+    if architecture not in MODELS or compat:
         raise InflateError(
             "the weights are for a network that this version does not have"
             if compat is None
@@ -296,11 +316,8 @@ def _build(
             got=architecture,
             fix="update inflate3d" if compat is None else "leave compat out",
         )
-    network, (num_classes, in_channels) = MODELS[architecture], shape
-    labels = read_labels(label_set) if label_set else None
+    network = MODELS[architecture]
     with torch.device("meta") if on_meta and not network.made_from else nullcontext():
-        if compat:
-            return InceptionI3d(num_classes, in_channels, class_names=labels, **COMPAT[compat])
         channels = in_channels if len(network.clips) == 1 else None
         return build_network(architecture, num_classes, in_channels=channels, class_names=labels)
 

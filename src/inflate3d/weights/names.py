@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
-import torchvision.models
 from torch import Tensor
 
 from inflate3d.errors import InflateError
@@ -118,6 +117,8 @@ def network_shapes(architecture: str, num_classes: int, in_channels: int) -> Sha
         if architecture == "i3d":
             state = InceptionI3d(num_classes, in_channels).state_dict()
         else:
+            import torchvision.models  # noqa: PLC0415 - I3D does without
+
             options = {"aux_logits": False, "init_weights": False} if architecture == "googlenet" else {}
             state = torchvision.models.get_model(architecture, num_classes=num_classes, **options).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from inflate3d.errors import InflateError as InflateError
     from inflate3d.errors import InflateWarning as InflateWarning
     from inflate3d.inflation.adapters import adapts as adapts
-    from inflate3d.inflation.inflated import Inflated as Inflated
     from inflate3d.inflation.build import build as build
     from inflate3d.inflation.build import deflate as deflate
     from inflate3d.inflation.build import inflate as inflate
     from inflate3d.inflation.build import make_plan as make_plan
     from inflate3d.inflation.channels import with_input_channels as with_input_channels
     from inflate3d.inflation.cost import estimate_cost as estimate_cost
+    from inflate3d.inflation.inflated import Inflated as Inflated
     from inflate3d.inflation.kernels import inflate_conv as inflate_conv
     from inflate3d.inflation.kernels import inflate_weight as inflate_weight
     from inflate3d.inflation.kernels import load_2d_into as load_2d_into

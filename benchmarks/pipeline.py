@@ -38,6 +38,8 @@ def ours(precision: str) -> Extract:
     import torch
 
     from inflate3d import load
+    from inflate3d.clips.transforms import frames_to_input
+    from inflate3d.models.inception import I3D_CLIP
     from inflate3d.speed.ahead import ahead
     from inflate3d.speed.memory import give_back_memory
     from inflate3d.speed.optimize import optimize
@@ -47,7 +49,8 @@ def ours(precision: str) -> Extract:
     def extract(path: str) -> list[list[float]]:
         features = []
         with torch.inference_mode():
-            for clip in ahead(clips_of(path), depth=1):
+            for pictures in ahead(pictures_of(path), depth=1):
+                clip = frames_to_input(pictures, I3D_CLIP)
                 features.append(fast.endpoints(clip, ENDPOINT)[ENDPOINT].mean((2, 3, 4))[0].tolist())
                 give_back_memory()
         return features
@@ -55,17 +58,17 @@ def ours(precision: str) -> Extract:
     return extract
 
 
-def clips_of(path: str) -> Iterator[Any]:
-    """Cut a video into clips `[1, 3, 64, 224, 224]`, each with a frame behind it."""
+def pictures_of(path: str) -> Iterator[list[Any]]:
+    """Cut a video into the pictures of 64 frames, with a frame behind them."""
     from inflate3d.clips.sampling import windows
-    from inflate3d.clips.transforms import frames_to_input, resize_picture
+    from inflate3d.clips.transforms import resize_picture
     from inflate3d.clips.video import open_frames
     from inflate3d.models.inception import I3D_CLIP
 
     pictures = (resize_picture(frame.picture, I3D_CLIP.short_side) for frame in open_frames(path, fps="native"))
     for window in windows(pictures, WINDOW + 1, WINDOW):
         if window.num_new >= WINDOW + (window.start == 0):  # neither looped nor reaching back
-            yield frames_to_input(window.frames[:WINDOW], I3D_CLIP)
+            yield window.frames[:WINDOW]
 
 
 def theirs(clone: str, weights: str) -> Extract:
@@ -86,7 +89,7 @@ def theirs(clone: str, weights: str) -> Extract:
 
 
 def work(name: str, *places: str) -> Callable[..., Answer]:
-    import torchvision  # noqa: F401 - and torch with it: both sides need them
+    import torch  # noqa: F401 - what both sides need
 
     libraries = peak_bytes()
     extract = theirs(*places) if name == "video_features" else ours(name)

@@ -14,7 +14,6 @@ from torch import nn
 from inflate3d import (
     Clip,
     ClipSpec,
-    InceptionI3d,
     InflateError,
     InflateWarning,
     PredictOptions,
@@ -23,12 +22,8 @@ from inflate3d import (
     predict_many,
     read_clip,
 )
-from inflate3d.clips.transforms import frames_to_input
-from inflate3d.results import network
-from inflate3d.results.network import threads_for
 from inflate3d.results.predict import optimize_for, predict_each
 from inflate3d.results.prediction import Failure, top_scores
-from inflate3d.speed.optimize import optimize
 
 STARTS = (0, 7, 14, 21, 23)  # of the windows of 30 frames
 SPEC = ClipSpec(fps=25.0, num_frames=7, min_frames=1, short_side=16, crop=16, value_range=(0.0, 255.0))
@@ -209,36 +204,6 @@ def test_several_readers_change_nothing_and_leave_no_thread(workers):
     next(running)
     running.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "inflate3d-ahead"]
-
-
-def test_i3d_answers_several_clips_side_by_side_and_the_first_of_bfloat16_alone(monkeypatch):
-    monkeypatch.setattr(network, "clips_side_by_side", lambda num_values, value_bytes: 2)
-    seen = []
-
-    class Watched(InceptionI3d):
-        def forward(self, clip):
-            seen.append((threading.current_thread().name.rsplit("_", 1)[0], clip.dtype))
-            return clip.mean((2, 3, 4)).float()
-
-    model = Watched(num_classes=3).eval()
-    model.clip_spec = SPEC
-    for precision in ("fp32", "bf16"):
-        fast = optimize(model, precision, example=torch.zeros(1, 3, 7, 16, 16))
-        seen.clear()
-        answer = predict(fast, noise(30), PredictOptions(precision=precision))
-        main, pool = threading.current_thread().name, "inflate3d-clip"
-        half = torch.bfloat16
-        if precision == "fp32":
-            assert seen == [(pool, torch.float32)] * 4 + [(main, torch.float32)]
-        else:  # the first clip comes after a comparison with float32; its partner then has nobody to run beside
-            compared = [(main, half), (main, torch.float32)]
-            assert seen == [*compared, *[(main, half)] * 2, *[(pool, half)] * 2, (main, half)]
-        exact = [frames_to_input(list(torch.from_numpy(noise(30)[i : i + 7])), SPEC).mean((2, 3, 4)) for i in STARTS]
-        found = torch.stack([window.logits for window in answer.windows])
-        torch.testing.assert_close(found, torch.cat(exact), rtol=0.01, atol=0.01)
-    assert threads_for(optimize(model, example=torch.zeros(1, 3, 7, 16, 16)), SPEC, PredictOptions()) == 2
-    assert threads_for(fast, SPEC, PredictOptions(batch_size=1)) == 1
-    assert threads_for(optimize(Tiny().eval()), SPEC, PredictOptions()) == 1
 
 
 def test_compiled_is_handed_on(monkeypatch):

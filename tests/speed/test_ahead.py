@@ -4,10 +4,8 @@ import threading
 import time
 
 import pytest
-import torch
 
-from inflate3d.speed import ahead as ahead_module
-from inflate3d.speed.ahead import ahead, side_by_side
+from inflate3d.speed.ahead import ahead
 
 
 def threads():
@@ -77,34 +75,3 @@ def test_it_starts_before_it_is_asked_and_ends_unasked():
     del running
     assert closed.wait(2)
     assert not threads()
-
-
-def test_items_run_side_by_side_in_order_and_share_out_the_threads(monkeypatch):
-    monkeypatch.setattr(ahead_module.torch, "get_num_threads", lambda: 7)
-    told = []
-    monkeypatch.setattr(ahead_module.torch, "set_num_threads", told.append)
-    together = threading.Barrier(3, timeout=5)  # passed only if three run at once
-
-    def run(item):
-        together.wait()
-        return item * item, threading.current_thread().name.startswith("inflate3d-clip")
-
-    assert side_by_side(run, range(6), 3) == [(i * i, True) for i in range(6)]
-    assert told == [2, 7]
-
-
-@pytest.mark.parametrize(("items", "count"), [([], 3), ([5], 3), ([5, 6], 1)])
-def test_one_item_or_one_thread_runs_where_it_is(items, count):
-    here = threading.current_thread()
-    assert side_by_side(lambda item: (item, threading.current_thread()), items, count) == [(i, here) for i in items]
-
-
-def test_threads_are_given_back_after_an_error():
-    before = torch.get_num_threads()
-
-    def broken(item):
-        raise ValueError("no answer")
-
-    with pytest.raises(ValueError, match="no answer"):
-        side_by_side(broken, [1, 2], 2)
-    assert torch.get_num_threads() == before

@@ -377,3 +377,11 @@ def test_two_answers_of_zeros_are_alike():
             return clip.mean((2, 3, 4))
 
     assert optimize(Silent().eval(), "bf16")(torch.zeros(1, 3, 7, 9, 9)).tolist() == [[0.0] * 3]
+
+
+def test_a_clip_that_cannot_be_answered_leaves_the_comparison_for_the_next():
+    fast = optimize(Coarse().eval(), "bf16")
+    with pytest.raises(RuntimeError):
+        fast(torch.rand(1, 4, 5, 8, 8))
+    with pytest.warns(InflateWarning, match="too coarse"):
+        fast(torch.rand(1, 3, 5, 8, 8))

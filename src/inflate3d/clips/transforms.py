@@ -251,8 +251,10 @@ def to_range(
 def _mapped(data: Tensor, value_range: tuple[float, float], wanted: tuple[float, float]) -> Tensor:
     check_range(data, value_range, where="to_range")
     low, high = value_range
-    shifted = data.to(torch.float32) - low if low else data.to(torch.float32)
-    return (shifted / (high - low)).mul_(wanted[1] - wanted[0]).add_(wanted[0])
+    mapped = data.to(torch.float32, copy=True)  # one copy, changed in place: a clip is large
+    if low:
+        mapped.sub_(low)
+    return mapped.div_(high - low).mul_(wanted[1] - wanted[0]).add_(wanted[0])
 
 
 def frames_to_input(

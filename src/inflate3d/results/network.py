@@ -14,10 +14,9 @@ from inflate3d.clips.sampling import Window, windows
 from inflate3d.clips.transforms import CROPS, CropKind, resize_picture
 from inflate3d.clips.video import FrameStream, Rate, Source, open_frames
 from inflate3d.errors import InflateError
-from inflate3d.models.inception import InceptionI3d
-from inflate3d.speed.ahead import ahead, side_by_side
-from inflate3d.speed.memory import clips_at_a_time, clips_side_by_side, device_of, give_back_memory
-from inflate3d.speed.optimize import COMPILED, Optimized, Precision
+from inflate3d.speed.ahead import ahead
+from inflate3d.speed.memory import clips_at_a_time, device_of
+from inflate3d.speed.optimize import Precision
 
 MIN_FPS = 1e-4  # exact_fps keeps four digits
 
@@ -50,8 +49,7 @@ class PredictOptions:
         precision: "fp32"; "bf16", faster where the processor knows bfloat16; "int8" (extra `int8`, CPU), the fastest,
             calibrated before the run with the first windows of the first videos, 8 in all.
         batch_size: Clips, that is windows or their crops, that go through the network at a time. None takes as many as
-            fit into the memory of a GPU, and one on a CPU; I3D then answers several side by side, a thread for each, as
-            far as memory goes.
+            fit into the memory of a GPU, and one on a CPU, where more take memory and no less time.
         workers: Videos that are read at once, each by a thread, so that the next ones are ready when the network is;
             each holds four windows at most. None takes 2 beside a network on the CPU, else one for each core.
         compiled: Compile the network, which repays its minute after a thousand windows or so.
@@ -151,19 +149,17 @@ class Network(NamedTuple, Generic[T]):
         spec: Of its clips.
         input_of: Maps the items of a window to its views `[views, c, t, h, w]`.
         at_a_time: Views that it is shown at a time.
-        side_by_side: Threads that show it views.
     """
 
     model: nn.Module
     spec: ClipSpec
     input_of: Callable[[list[T]], Tensor]
     at_a_time: int
-    side_by_side: int = 1
 
     def answers(self, cut: Iterator[Window[T]], crops: CropKind) -> Iterator[tuple[list[Window[T]], Tensor]]:
         """Give windows with their answers, as many at once as fit."""
         views = len(CROPS[crops](0, 0))
-        while batch := list(islice(cut, max(self.at_a_time * self.side_by_side // views, 1))):
+        while batch := list(islice(cut, max(self.at_a_time // views, 1))):
             yield batch, self.answer(batch)
 
     def answer(self, batch: list[Window[T]]) -> Tensor:
@@ -172,13 +168,9 @@ class Network(NamedTuple, Generic[T]):
         Raises:
             InflateError: The model does not answer with finite logits.
         """
-        clip = torch.cat([self.input_of(window.frames) for window in batch])
-        first_alone = isinstance(self.model, Optimized) and self.model.exact is not None  # others may not pass it
-        parts = clip.split(self.at_a_time)
-        found = [self._logits(part) for part in parts[:first_alone]]
-        if first_alone:
-            give_back_memory()  # of the run in float32, which does not come again
-        logits = torch.cat([*found, *side_by_side(self._logits, parts[first_alone:], self.side_by_side)])
+        inputs = [self.input_of(window.frames) for window in batch]
+        clip = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+        logits = torch.cat([self._logits(part) for part in clip.split(self.at_a_time)])
         return logits.view(len(batch), -1, logits.shape[-1]).mean(1)
 
     def _logits(self, views: Tensor) -> Tensor:
@@ -194,19 +186,17 @@ def views_at_a_time(model: nn.Module, spec: ClipSpec, options: PredictOptions) -
     shape = (1, int(getattr(model, "in_channels", 3)), options.window or spec.num_frames, spec.crop, spec.crop)
 
     def run_one() -> None:
-        with torch.inference_mode():
-            model(torch.zeros(shape))
+        exact = getattr(model, "exact", None)  # is to be compared with on a clip of the user's
+        if exact is not None:
+            model.exact = None  # type: ignore[assignment]  # of Optimized
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(shape))
+        finally:
+            if exact is not None:
+                model.exact = exact
 
     return options.batch_size or clips_at_a_time(device_of(model), run_one)
-
-
-def threads_for(model: nn.Module, spec: ClipSpec, options: PredictOptions) -> int:
-    """Tell how many threads show clips to a model: several for I3D on a CPU, which keeps nothing between two calls."""
-    alone = options.batch_size or COMPILED in getattr(model, "steps", ()) or device_of(model).type != "cpu"
-    if alone or not isinstance(getattr(model, "model", None), InceptionI3d):
-        return 1
-    num_values = int(getattr(model, "in_channels", 3)) * (options.window or spec.num_frames) * spec.crop**2
-    return clips_side_by_side(num_values, 2 if getattr(model, "precision", "") == "bf16" else 4)
 
 
 def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:

@@ -24,7 +24,6 @@ from inflate3d.results.network import (
     SmallFrame,
     T,
     begin_reading,
-    threads_for,
     views_at_a_time,
 )
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
@@ -233,7 +232,6 @@ def _color_network(model: nn.Module, options: PredictOptions) -> Network[SmallFr
         spec,
         lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
         views_at_a_time(model, spec, options),
-        threads_for(model, spec, options),
     )
 
 

@@ -1,16 +1,12 @@
-"""Threads: an iterator works ahead in one of its own, and a network answers several clips side by side."""
+"""Work ahead: an iterator runs in a thread of its own, so that reading a video and the network overlap."""
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
@@ -71,25 +67,3 @@ def _ahead(items: Iterator[Item], depth: int) -> Generator[Item | None]:
     finally:
         stopped.set()
         worker.join()
-
-
-def side_by_side(run: Callable[[Item], Answer], items: Sequence[Item], count: int) -> list[Answer]:
-    """Run items in so many threads, among which torch's own threads are shared out.
-
-    Threads that share one clip wait for each other at the end of each layer, all the longer where a decoder takes one
-    of the cores for a while; threads that have a clip of their own do not.
-
-    Example:
-        >>> side_by_side(lambda x: x.square().sum().item(), list(torch.arange(6.0).view(3, 2)), 2)
-        [1.0, 13.0, 41.0]
-    """
-    count = min(count, len(items))
-    if count <= 1:
-        return [run(item) for item in items]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads // count, 1))  # holds for threads that start from now on
-    try:
-        with ThreadPoolExecutor(count, "inflate3d-clip") as pool:
-            return list(pool.map(run, items))
-    finally:
-        torch.set_num_threads(threads)

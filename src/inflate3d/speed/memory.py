@@ -12,9 +12,6 @@ import torch
 from torch import nn
 
 MOST_CLIPS = 16  # at a time; more bring nothing even to small networks
-I3D_COPIES = 12  # a run of I3D takes as much memory at its peak as so many copies of the clip; measured
-LEAST_ROOM = 640 * 2**20  # bytes for the clips that are answered at once, however little is free
-MEMINFO = Path("/proc/meminfo")
 # glibc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_KEPT = 1 << 30  # bytes
@@ -50,19 +47,6 @@ def clips_at_a_time(device: torch.device, run_one: Callable[[], object]) -> int:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return min(max(int(FREE_SHARE * free) // max(peak, 1), 1), MOST_CLIPS)
-
-
-def clips_side_by_side(num_values: int, value_bytes: int) -> int:
-    """Choose how many clips a CPU answers at once: one for each of torch's threads, as far as memory goes.
-
-    Args:
-        num_values: Of one clip.
-        value_bytes: Of one value in the network.
-    """
-    rows = dict(row.split(":") for row in MEMINFO.read_text().splitlines()) if MEMINFO.exists() else {}
-    available = int(rows.get("MemAvailable", "0 kB").split()[0]) * 1024
-    room = max(available // 32, LEAST_ROOM) // (I3D_COPIES * num_values * value_bytes)
-    return max(min(room, torch.get_num_threads()), 1)
 
 
 @cache

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures coverage models bench ci messages wheel
+.PHONY: setup demo test check fix docs figures coverage models bench ci messages mutations wheel
 
 setup: $(READY)
 
@@ -43,6 +43,9 @@ models: setup
 # Half an hour; benchmarks/README.md says what goes into the folders PEERS and DATA.
 bench: setup
 	$(BIN)/python benchmarks/report.py --peers "$(PEERS)" --data "$(DATA)" $(ARGUMENTS)
+
+mutations: setup
+	$(BIN)/python tests/mutations.py
 
 messages: setup
 	$(BIN)/python docs/messages.py

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from turns import Answer, print_figures, say
 
 from inflate3d import fetch, inflate, load
-from inflate3d.clips.files import find_videos
+from inflate3d.clips.stills import find_videos
 from inflate3d.clips.transforms import frames_to_input
 from inflate3d.models.inception import I3D_CLIP
 from inflate3d.speed.optimize import optimize

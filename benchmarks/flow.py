@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-from inflate3d.clips.files import find_videos
+from inflate3d.clips.stills import find_videos
 from inflate3d.clips.video import open_frames
 from inflate3d.flow.methods import find_method, to_grey
 from inflate3d.flow.quantize import quantize

@@ -62,7 +62,7 @@ class Settings:
 
     def videos(self) -> list[Path]:
         """List labelled videos, or the demo clip alone."""
-        from inflate3d.clips.files import find_videos
+        from inflate3d.clips.stills import find_videos
         from inflate3d.weights.fetch import fetch_demo_clip
 
         folder = self.data / "videos" / "singles" if self.data else None

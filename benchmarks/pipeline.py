@@ -40,7 +40,6 @@ def ours(precision: str) -> Extract:
     from inflate3d import load
     from inflate3d.clips.transforms import frames_to_input
     from inflate3d.models.inception import I3D_CLIP
-    from inflate3d.speed.ahead import ahead
     from inflate3d.speed.memory import give_back_memory
     from inflate3d.speed.optimize import optimize
 
@@ -49,7 +48,7 @@ def ours(precision: str) -> Extract:
     def extract(path: str) -> list[list[float]]:
         features = []
         with torch.inference_mode():
-            for pictures in ahead(pictures_of(path), depth=1):
+            for pictures in pictures_of(path):
                 clip = frames_to_input(pictures, I3D_CLIP)
                 features.append(fast.endpoints(clip, ENDPOINT)[ENDPOINT].mean((2, 3, 4))[0].tolist())
                 give_back_memory()
@@ -64,9 +63,10 @@ def pictures_of(path: str) -> Iterator[list[Any]]:
     from inflate3d.clips.transforms import resize_picture
     from inflate3d.clips.video import open_frames
     from inflate3d.models.inception import I3D_CLIP
+    from inflate3d.speed.ahead import ahead
 
     pictures = (resize_picture(frame.picture, I3D_CLIP.short_side) for frame in open_frames(path, fps="native"))
-    for window in windows(pictures, WINDOW + 1, WINDOW):
+    for window in windows(ahead(pictures, WINDOW), WINDOW + 1, WINDOW):
         if window.num_new >= WINDOW + (window.start == 0):  # neither looped nor reaching back
             yield window.frames[:WINDOW]
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    from inflate3d.clips.files import find_videos
+    from inflate3d.clips.stills import find_videos
 
     settings = Settings(options.peers, quick=options.quick)
     print_figures(lambda: measure(settings, find_videos(options.videos), options.rounds))

@@ -15,7 +15,9 @@ from inflate3d import PredictOptions, load, predict
 from inflate3d.inflation.build import inflate
 from inflate3d.inflation.plan import Rule, TimePadding
 from inflate3d.inflation.profiles import profile_taps
-from inflate3d.show.timeline import COLORS, timeline_svg
+from inflate3d.results.feature_clips import Timeline, cut
+from inflate3d.results.feature_presets import FeatureOptions
+from inflate3d.show.answers import COLORS, timeline_svg
 from inflate3d.weights.fetch import fetch, fetch_demo_clip
 
 FIGURES = Path(__file__).parent / "figures"
@@ -142,6 +144,44 @@ def folding() -> str:
     return _svg(300, parts)
 
 
+def windows() -> str:
+    """Windows over the frames of a short video, by three policies, with the time that each row stands for."""
+    num_frames, step, left, row_height = 22, 32, 200, 20  # pixels
+    policies = (
+        ("16 frames, stride 4, drop", FeatureOptions(window=16, stride=4, fps=25.0), BLUE),
+        ("16 frames, stride 8, right-align", FeatureOptions(window=16, stride=8, fps=25.0, tail="right-align"), RED),
+        (
+            "5 frames around every 4th, pad-zero",
+            FeatureOptions(window=5, stride=4, fps=25.0, tail="pad-zero", align="center", stamp="middle-frame"),
+            GREEN,
+        ),
+    )
+    parts = [_text(left - 12, 39, "frame", anchor="end", fill="#555")]
+    for frame in range(num_frames):
+        x = left + frame * step
+        parts.append(f'<rect x="{x + 1}" y="22" width="{step - 2}" height="26" fill="#ddd"/>')
+        parts.append(_text(x + step / 2, 39, str(frame)))
+    y = 62
+    for title, options, color in policies:
+        timeline = Timeline([frame / 25 for frame in range(num_frames)], num_frames / 25)
+        length = int(options.window or 0)
+        pieces = list(cut(range(num_frames), length, options.stride or 1, tail=options.tail, align=options.align))
+        stamps = timeline.stamps([piece.start for piece in pieces], length, options)
+        parts.append(_text(14, y + 14, title, anchor="start", weight=600, fill=color))
+        y += 24
+        for row, (piece, stamp) in enumerate(zip(pieces, stamps, strict=True)):
+            parts.append(_text(14, y + 12, f"row {row}, {stamp:.2f} s", anchor="start", fill="#555"))
+            for place, frame in enumerate(piece.frames):
+                x = left + (piece.start + place) * step
+                look = f'fill="{color}" fill-opacity="0.45"' if frame is not None else f'fill="none" stroke="{color}"'
+                parts.append(f'<rect x="{x + 1}" y="{y}" width="{step - 2}" height="{row_height - 4}" {look}/>')
+            x = left + stamp * 25 * step + (step / 2 if options.stamp == "middle-frame" else 0)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y + row_height / 2 - 2}" r="5" fill="{color}"/>')
+            y += row_height
+        y += 10
+    return _svg(y, parts)
+
+
 def random_resnet18() -> nn.Module:
     """A ResNet-18 whose weights and batch-norm statistics are random, the same ones each time."""
     torch.manual_seed(0)
@@ -226,7 +266,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"/>'
 
 
-DRAW = {"profiles": profiles, "folding": folding, "borders": borders, "demo": demo}
+DRAW = {"windows": windows, "profiles": profiles, "folding": folding, "borders": borders, "demo": demo}
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from inflate3d import load, read_clip
 from inflate3d.axes import clip_to_frames, frames_to_clip
-from inflate3d.clips.files import find_videos
+from inflate3d.clips.stills import find_videos
 from inflate3d.results.fvd_distance import Gaussian, extrapolate, frechet_distance, kernel_distance
 from inflate3d.results.fvd_protocols import PROTOCOLS, FeatureNetwork, Protocol, pixels
-from inflate3d.show.timeline import COLORS
+from inflate3d.show.answers import COLORS
 
 NUMBERS = Path(__file__).parent / "fvd.json"
 FRAMES, CLIPS, WINDOWS = 16, 32, 3
@@ -128,7 +128,7 @@ def equal_sets(every: Tensor, protocol: Protocol, repeats: int = 50) -> dict[str
         for size in sizes:
             a, b = one[:size], two[:size]
             found[size].append((distance(a, b, protocol), kernel_distance(a, b).value))
-        limits.append(extrapolate(one, two, lambda a, b: distance(a, b, protocol)).value)
+        limits.append(extrapolate(one, two, lambda a, b: distance(a, b, protocol)))
     means = torch.tensor([found[size] for size in sizes], dtype=torch.float64)  # [sizes, repeats, 2]
     return {
         "trace": float(Gaussian.of(every).covariance("biased").trace()),

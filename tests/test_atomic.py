@@ -1,11 +1,13 @@
 """A file is written whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
+import av
 import pytest
 
-from inflate3d.atomic import check_writable, replacing
+from inflate3d.atomic import check_writable, replacing, write_text
 from inflate3d.errors import InflateError
 
 
@@ -78,3 +80,39 @@ def test_pipes_are_written_into(tmp_path):
     assert os.read(reader, 99) == b"new"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_text_is_written_whole(tmp_path):
+    write_text(tmp_path / "new" / "a.txt", "größer")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "größer".encode()
+    with pytest.raises(InflateError, match="cannot be written"):
+        write_text(tmp_path / "new" / "a.txt" / "b.txt", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "the disk with the video fails"),
+        PermissionError(errno.EACCES, "Permission denied", "the video"),
+        av.InvalidDataError(1, "a damaged video"),
+    ],
+)
+def test_errors_of_reading_are_none_of_writing(tmp_path, error):
+    with pytest.raises(type(error)) as caught, replacing(tmp_path / "new.txt"):
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_told(tmp_path, number):
+    told = pytest.raises(InflateError, match=r"new\.txt: the file cannot be written(.|\n)*make room")
+    with told, replacing(tmp_path / "new.txt"):
+        raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_draft_that_may_not_be_opened_is_told(tmp_path):
+    told = pytest.raises(InflateError, match=r"new\.txt: the file cannot be written")
+    with told, replacing(tmp_path / "new.txt") as draft:
+        raise PermissionError(errno.EACCES, "Permission denied", str(draft))

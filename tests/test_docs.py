@@ -108,3 +108,16 @@ def test_every_error_fills_its_slots(messages):
     assert len(found) > 100
     for message in found:
         assert len(message.slots) == 5 and all(message.slots), message
+
+
+def test_the_page_shows_texts_and_not_the_names_they_are_passed_by(messages):
+    found = {message.slots[0] for message in messages.messages()}
+    assert found >= {
+        "the file cannot be written",
+        "there is no such preset",  # by way of a function that is told what is missing
+        "the archive is damaged",  # by way of one that is told the whole problem
+        "timestamps jump back (streams joined end to end?); time goes on from the last frame",  # a constant
+        "fewer than {FEWEST} clips have no standard error and no kernel distance",  # an item of a list of notes
+        "the clips hold no pixel",  # one of several faults
+    }
+    assert not found & {"{problem}: {', '.join(wrong)}", "there is no such {what}"}

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import errno
 import secrets
 import stat
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inflate3d.errors import InflateError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE}  # only writing fails so
 
 
 @contextmanager
@@ -18,8 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
     cannot be replaced and is itself yielded.
 
     Raises:
-        InflateError: The folder or the file cannot be written. Any `OSError` of the block is taken for that, so that
-            nothing but the writing should stand in it.
+        InflateError: The folder or the file cannot be written. An `OSError` of the block that has nothing to do with
+            this file, such as one from reading another, comes out as it is.
 
     Example:
         >>> import tempfile
@@ -29,21 +32,42 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> [file.name for file in folder.iterdir()]
         ['answer.txt']
     """
-    try:
-        if path.exists() and not path.is_file():
-            yield path
-            return
+    with _told(path):
+        replaceable = path.is_file() or not path.exists()
         target = path.resolve()
-        draft = _draft_beside(target)
+        draft = _draft_beside(target) if replaceable else path
+    try:
         try:
             yield draft
-            if target.exists():
-                draft.chmod(stat.S_IMODE(target.stat().st_mode))
-            draft.replace(target)
-        finally:
+        except OSError as error:
+            if error.errno in NO_ROOM or str(error.filename) == str(draft):
+                raise _not_writable(path, error) from error
+            raise
+        with _told(path):
+            if replaceable:
+                if target.exists():
+                    draft.chmod(stat.S_IMODE(target.stat().st_mode))
+                draft.replace(target)
+    finally:
+        if replaceable:
             draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_writable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; see `replacing`.
+
+    Raises:
+        InflateError: The folder or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(Path(folder) / "answer.txt", "größer")
+        ...     (Path(folder) / "answer.txt").read_text(encoding="utf-8")
+        'größer'
+    """
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:
@@ -52,7 +76,7 @@ def check_writable(path: Path) -> None:
     Raises:
         InflateError: The folder or the file cannot be written, or there is a folder of that name.
     """
-    try:
+    with _told(path):
         if path.is_dir():
             raise InflateError(
                 "there is a folder of that name",
@@ -63,8 +87,6 @@ def check_writable(path: Path) -> None:
             )
         if not path.exists() or path.is_file():  # nothing is tried on a pipe, whose reader would take it for the result
             _draft_beside(path.resolve()).unlink()
-    except OSError as error:
-        raise _not_writable(path, error) from error
 
 
 def _draft_beside(path: Path) -> Path:
@@ -72,6 +94,15 @@ def _draft_beside(path: Path) -> Path:
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     draft.touch(exist_ok=False)  # with the permissions that any new file of this user gets
     return draft
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell each `OSError` as one of writing."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_writable(path, error) from error
 
 
 def _not_writable(path: Path, error: OSError) -> InflateError:

@@ -1,8 +1,10 @@
-"""The one error and the one warning of the package: what is wrong, expected, got, and what to type next."""
+"""The one error and the one warning of the package: what is wrong, expected, got, what to type next; and its checks."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -58,7 +60,37 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     return ", ".join(get_close_matches(name, list(known), n=3, cutoff=0.0))
 
 
-def check_choice(value: object, known: Iterable[str], *, what: str, where: str) -> None:
+def is_number(value: object) -> bool:
+    """Whether it is a finite real number.
+
+    Example:
+        >>> is_number(2.5), is_number(float("nan")), is_number(True), is_number("2")
+        (True, False, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def is_count(value: object, at_most: int = 2**31) -> bool:
+    """Whether it is a whole number from 1 to `at_most`.
+
+    Example:
+        >>> is_count(7), is_count(0), is_count(2.0), is_count(True), is_count(8, at_most=7)
+        (True, False, False, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= at_most
+
+
+def is_pair(value: object) -> bool:
+    """Whether it is a tuple or list of two numbers.
+
+    Example:
+        >>> is_pair((-1.0, 1.0)), is_pair(1), is_pair((0.0, None))
+        (True, False, False)
+    """
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(is_number, value))
+
+
+def check_choice(value: object, known: Iterable[str], *, what: str, where: str, expected: str = "") -> None:
     """Refuse what is not among the known names.
 
     Args:
@@ -66,6 +98,7 @@ def check_choice(value: object, known: Iterable[str], *, what: str, where: str) 
         known: All allowed names.
         what: What they are names of, in the singular.
         where: Who asks.
+        expected: What is allowed, where there is more to say than the names.
 
     Raises:
         InflateError: The value is not among them.
@@ -79,9 +112,54 @@ def check_choice(value: object, known: Iterable[str], *, what: str, where: str) 
     raise InflateError(
         f"there is no such {what}",
         where=where,
-        expected=", ".join(names),
+        expected=expected or ", ".join(names),
         got=repr(value),
         fix=f"did you mean {nearest_names(str(value), names)}?",
+    )
+
+
+def check_options(
+    options: object,
+    rules: Mapping[str, tuple[str, bool]],
+    *,
+    problem: str = "an option is out of range",
+    fix: str = "pass what is expected",
+) -> None:
+    """Refuse options with values that are not allowed, all of them together.
+
+    Args:
+        options: A dataclass; what it is called is named as the place.
+        rules: For each attribute what is allowed, in words, and whether its value is.
+        problem: What is wrong, one sentence.
+        fix: What to type where those that are wrong have no default.
+
+    Raises:
+        InflateError: A value is not allowed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Options:
+        ...     fps: float = 25.0
+        ...     crops: str = "center"
+        >>> wrong = Options(fps=-1.0)
+        >>> check_options(wrong, {"fps": ("a number above 0", wrong.fps > 0), "crops": ("center", True)})
+        Traceback (most recent call last):
+        inflate3d.errors.InflateError: Options: an option is out of range: fps
+          expected: fps: a number above 0
+          got:      fps=-1.0
+          fix:      take the default: fps=25.0
+    """
+    wrong = {name: allowed for name, (allowed, fits) in rules.items() if not fits}
+    if not wrong:
+        return
+    kept = [f"{name}={getattr(type(options), name)!r}" for name in wrong if hasattr(type(options), name)]
+    raise InflateError(
+        f"{problem}: {', '.join(wrong)}",
+        where=type(options).__name__,
+        expected="; ".join(f"{name}: {allowed}" for name, allowed in wrong.items()),
+        got=", ".join(f"{name}={getattr(options, name)!r:.200}" for name in wrong),
+        fix=f"take the default{'s' * (len(kept) > 1)}: {', '.join(kept)}" if kept else fix,
     )
 
 

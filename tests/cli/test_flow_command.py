@@ -7,45 +7,43 @@ import sys
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from inflate3d import InceptionI3d, InflateError
+from inflate3d.cli import app, main
 from inflate3d.cli.predict import FlowStream, _check_stream
 from inflate3d.weights.checkpoint import convert_checkpoint
+from videos import write_video
 
 INFLATE3D = [sys.executable, "-m", "inflate3d"]
 
 
 def run(*arguments):
-    return subprocess.run([*INFLATE3D, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def write_video(path, count, height=64, width=84):
+def moving_video(path, count, height=64, width=84):
     texture = np.random.default_rng(0).integers(0, 256, (height + 99, width + 99, 3), dtype=np.uint8)
     texture = texture.repeat(4, 0).repeat(4, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for i in range(count):
-            picture = np.ascontiguousarray(texture[i : i + height, 2 * i : 2 * i + width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+    pictures = [texture[i : i + height, 2 * i : 2 * i + width] for i in range(count)]
+    return write_video(path, pictures, fps=25, crf="5")
 
 
 def test_flow_of_good_and_bad_videos(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
-    write_video(folder / "good.mp4", 4)
-    write_video(folder / "one.mp4", 1)
+    moving_video(folder / "good.mp4", 4)
+    moving_video(folder / "one.mp4", 1)
     (folder / "text.mp4").write_text("no video")
     flags = ("--method", "dis", "--short-side", 48, "--layout", "tsn", "--images", "--overlay")
     done = run("flow", folder, "-o", tmp_path / "out", *flags)
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.output
     assert "2 not read" in done.stdout
+    assert not (tmp_path / "out" / "one").exists()
     assert "good: 3 flows" in done.stdout
     names = {path.name for path in (tmp_path / "out" / "good").iterdir()}
     flows = {f"flow_{axis}_0000{i}.jpg" for axis in "xy" for i in (1, 2, 3)}
@@ -53,16 +51,27 @@ def test_flow_of_good_and_bad_videos(tmp_path):
     record = json.loads((tmp_path / "out" / "good" / "flow.json").read_text())
     assert (record["num_flows"], record["settings"]["method"], record["settings"]["fps"]) == (3, "dis", "25")
     again = run("flow", folder / "good.mp4", "-o", tmp_path / "out", *flags)
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.output
     assert "good: 3 flows, 3 of them before" in again.stdout
     other = run("flow", folder / "good.mp4", "-o", tmp_path / "out", *flags, "--fps", 5)
-    assert other.returncode == 1
+    assert other.exit_code == 1
     assert "made" in other.stdout
     assert "otherwise" in other.stdout
 
 
+def test_the_current_folder_gets_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "jump").mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 30), (i, i, i)).save(tmp_path / "jump" / f"{i}.png")
+    monkeypatch.chdir(tmp_path / "jump")
+    done = run("flow", ".", "-o", tmp_path / "out", "--method", "dis", "--short-side", 30)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["jump"]
+    assert json.loads((tmp_path / "out" / "jump" / "flow.json").read_text())["settings"]["source"] == "jump"
+
+
 def test_ctrl_c_and_then_the_rest(tmp_path):
-    video = write_video(tmp_path / "long.mp4", 60)
+    video = moving_video(tmp_path / "long.mp4", 30)
     command = ["flow", video, "-o", tmp_path / "out", "--no-compile", "--short-side", 64, "--batch-size", 1]
     folder = tmp_path / "out" / "long"
     with subprocess.Popen([*INFLATE3D, *map(str, command)], stdout=subprocess.PIPE) as process:
@@ -72,11 +81,11 @@ def test_ctrl_c_and_then_the_rest(tmp_path):
         process.communicate()
     assert process.returncode == 130
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("flow_?_*.jpg")}
-    assert 2 <= len(before) < 2 * 59
+    assert 2 <= len(before) < 2 * 29
     done = run(*command)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("flow_?_*.jpg")}
-    assert len(after) == 2 * 59
+    assert len(after) == 2 * 29
     whole = {name for name in before if name.replace("_x_", "_y_") in before}
     assert all(after[name] == before[name] for name in whole)
 
@@ -92,11 +101,12 @@ def test_ctrl_c_and_then_the_rest(tmp_path):
         (["a.mp4", "-o", "out", "--method", "raft"], "--flow-weights download"),
     ],
 )
-def test_mistakes_end_with_a_fix_and_exit_code_2(arguments, message):
-    done = run("flow", *arguments)
-    assert done.returncode == 2, done.stdout
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+def test_mistakes_end_with_a_fix_and_exit_code_2(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["inflate3d", "flow", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -104,9 +114,10 @@ def test_mistakes_end_with_a_fix_and_exit_code_2(arguments, message):
     [
         (FlowStream("both"), r"the flow stream has no weights(.|\n)*flow_imagenet"),
         (FlowStream("flow"), r"inflate3d weights convert flow_imagenet\.pt i3d-flow\.safetensors"),
-        (FlowStream("depth"), r"there is no such stream(.|\n)*--stream depth"),
-        (FlowStream("rgb", "a.safetensors"), "flow is given, but not asked for"),
-        (FlowStream("rgb", stored=Path("out")), "flow is given, but not asked for"),
+        (FlowStream("depth"), r"--stream: there is no such stream(.|\n)*'depth'"),
+        (FlowStream("rgb", "a.pt"), r"a stream that is not asked for(.|\n)*--stream both, or leave --flow-model out"),
+        (FlowStream("rgb", stored=Path("out"), method="dis"), r"got: +--stream rgb --flow-method dis --flow-from out"),
+        (FlowStream("flow", "a.pt", fusion="probabilities"), "--stream both, or leave --fusion out"),
     ],
 )
 def test_the_flow_stream_needs_weights(stream, message):
@@ -114,10 +125,9 @@ def test_the_flow_stream_needs_weights(stream, message):
         _check_stream(stream)
 
 
-def test_without_weights_predict_ends_with_a_fix_and_exit_code_2():
+def test_without_weights_predict_ends_with_a_fix():
     done = run("predict", "a.mp4", "--stream", "both")
-    assert done.returncode == 2
-    assert "inflate3d weights convert" in done.stderr
+    assert "inflate3d weights convert" in str(done.exception)
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +140,11 @@ def two_networks(tmp_path_factory):
 
 
 def test_two_streams(tmp_path, two_networks):
-    video = write_video(tmp_path / "clip.mp4", 9, 256, 256)
+    video = moving_video(tmp_path / "clip.mp4", 9, 256, 256)
     models = ("--model", two_networks / "rgb.safetensors", "--flow-model", two_networks / "flow.safetensors")
     flags = ("--window", 9, "--flow-method", "dis", "--json", tmp_path / "out.json")
     done = run("predict", video, "--stream", "both", *models, *flags)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "rgb" in done.stdout
     assert "joint" in done.stdout
     document = json.loads((tmp_path / "out.json").read_text())
@@ -148,11 +158,11 @@ def test_two_streams(tmp_path, two_networks):
     assert document["settings"]["flow_quantizer"] == "mediapipe"
     assert document["settings"]["fusion"] == "logits"
     alone = run("predict", video, "--stream", "flow", *models[2:], *flags)
-    assert alone.returncode == 0, alone.stderr
+    assert alone.exit_code == 0, alone.output
     (found,) = json.loads((tmp_path / "out.json").read_text())["videos"]
     assert {score["index"]: score["logit"] for score in found["top"]} == pytest.approx(flow, abs=1e-4)
-    assert run("flow", video, "-o", tmp_path / "flow", "--method", "dis", "--layout", "npz").returncode == 0
+    assert run("flow", video, "-o", tmp_path / "flow", "--method", "dis", "--layout", "npz").exit_code == 0
     stored = run("predict", video, "--stream", "flow", *models[2:], "--flow-from", tmp_path / "flow", *flags)
-    assert stored.returncode == 0, stored.stderr
+    assert stored.exit_code == 0, stored.output
     (found,) = json.loads((tmp_path / "out.json").read_text())["videos"]
     assert {score["index"]: score["logit"] for score in found["top"]} == pytest.approx(flow, abs=1e-4)

@@ -1,12 +1,16 @@
 """Damaged and wrong files: what can be read is kept and what is lost is said; the rest is refused with advice."""
 
+import struct
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import av
 import pytest
-from videos import cut_off, damage, number_in, paint, remux, write_video
 
 from inflate3d.clips import decoding
 from inflate3d.clips.video import open_frames
 from inflate3d.errors import InflateError, InflateWarning
+from videos import cut_off, damage, number_in, paint, remux, write_video
 
 
 def numbers_in(path):
@@ -80,6 +84,45 @@ def test_frames_that_a_decoder_with_threads_loses_at_the_end_are_found(whole, mo
     assert numbers_in(whole) == list(range(150))
 
 
+def test_frames_lost_in_the_middle_are_neither_repeated_nor_hushed_up(whole, monkeypatch):
+    frames = decoding._Pass.decoded
+
+    def losing_some(self, packet):
+        found = list(frames(self, packet))
+        return [] if self.threads and 40 <= self.num_packets < 43 else found
+
+    monkeypatch.setattr(decoding._Pass, "decoded", losing_some)
+    with pytest.warns(InflateWarning, match=r"whole\.mp4: 3 frames before 4\.97 s were lost beside damage"):
+        found = list(open_frames(whole, fps="native"))
+    numbers = [number_in(frame.picture) for frame in found]
+    assert len(numbers) == 147
+    assert numbers == sorted(set(numbers))
+    assert [round(frame.time_seconds * 30) for frame in found] == numbers
+
+
+def test_the_second_pass_goes_on_behind_the_last_frame_that_was_given():
+    def rest(times, given, last):
+        frames = (decoding.Stamped(time, None, i) for i, time in enumerate(times))
+        return [frame.item for frame in decoding._behind(frames, given, last, "x")]
+
+    assert rest(range(9), 0, None) == list(range(9))
+    assert rest(range(9), 4, 3) == [4, 5, 6, 7, 8]
+    assert rest([None] * 9, 4, None) == [4, 5, 6, 7, 8]
+    assert rest([0, 1, 3, 2, 4], 4, 2) == [4]  # out of order, as XviD in AVI says
+    assert rest([0, 1, 2, 0, 1, 2], 4, 0) == [4, 5]  # two streams joined
+    assert rest([0, 1, 2, 4, 5], 4, 3) == [3, 4]  # the last one given does not come again
+    assert rest([0, 1, 2, 3, 0, 1], 4, 90) == [3, 4, 5]
+    assert rest(range(3), 4, 3) == []
+
+
+def test_a_jump_of_the_timestamps_is_no_pause_and_no_cut(tmp_path):
+    path = write_video(tmp_path / "x.ts", map(paint, range(60)), ticks=[*range(30), *range(10**6, 10**6 + 30)])
+    with pytest.warns(InflateWarning, match="jump ahead") as warned:
+        frames = list(open_frames(path, fps=30))
+    assert [number_in(frame.picture) for frame in frames] == list(range(60))
+    assert len(warned) == 1
+
+
 class FailingDemuxer:
     """Fails for each second packet, and ends when it does."""
 
@@ -126,6 +169,25 @@ def test_a_video_without_its_index_was_cut_off(whole, tmp_path):
     path.write_bytes(whole.read_bytes())
     with pytest.raises(InflateError, match=r"(?s)index \(moov\) is missing.*cut off.*untrunc"):
         open_frames(cut_off(path, 0.66))
+
+
+def test_boxes_of_more_than_four_gigabytes_are_known(tmp_path):
+    path = tmp_path / "long.mp4"
+    box = struct.pack(">I4sQ", 1, b"mdat", 16 + 100) + bytes(100)  # the length is 1, the true one follows in 64 bits
+    path.write_bytes(struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + box + struct.pack(">I4s", 8, b"free"))
+    with pytest.raises(InflateError, match=r"(?s)index \(moov\) is missing.*boxes ftyp, mdat, free"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "corrupt", "count"),
+    [(av.EOFError, False, 0), (av.InvalidDataError, False, 1), (av.InvalidDataError, True, 1), (None, True, 1)],
+)
+def test_each_damaged_packet_counts_once_and_the_end_of_a_stream_not(whole, error, corrupt, count):
+    run = decoding._Pass(whole, threads=False)
+    decode = Mock(side_effect=error and error(1, "broken"), return_value=[])
+    assert list(run.decoded(SimpleNamespace(is_corrupt=corrupt, decode=decode))) == []
+    assert run.num_damaged == count
 
 
 def test_an_empty_file(tmp_path):
@@ -179,7 +241,7 @@ def test_a_missing_file_names_its_neighbors(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(InflateError, match=r"(?s)there is no such file.*did you mean clip_01\.mp4"):
         open_frames(tmp_path / "clip_1.mp4")
-    with pytest.raises(InflateError, match=r"(?s)nor the folder.*check the path"):
+    with pytest.raises(InflateError, match=rf"(?s)there is no such file.*ls '{tmp_path}'"):
         open_frames(tmp_path / "nowhere" / "clip.mp4")
 
 

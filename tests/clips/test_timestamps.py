@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from inflate3d.clips.timestamps import LOOK_AHEAD, Stamped, rising_times
+from inflate3d.clips.decoding import LOOK_AHEAD, Stamped, rising_times
 from inflate3d.errors import InflateWarning
 
 TICK = Fraction(1001, 30000)
@@ -62,6 +62,29 @@ def test_restarts_may_follow_each_other_and_warn_once():
     times, warned = mended([*range(30)] * 3)
     assert times == list(range(90))
     assert len(warned) == 1
+
+
+DAY = 30 * 86_400  # about, in ticks
+
+
+def test_a_jump_ahead_by_hours_goes_on_one_interval_after_the_last_frame():
+    times, warned = mended([*range(41), *range(DAY, DAY + 23)])
+    assert times == list(range(64))
+    assert len(warned) == 1
+    assert "jump ahead by more than 10 minutes" in warned[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, 62, 63])
+@pytest.mark.parametrize("wrong", [DAY, -DAY])
+def test_one_wrong_timestamp_among_right_ones_does_no_harm(place, wrong):
+    times, warned = mended([*range(place), wrong, *range(place + 1, 64)])
+    assert times == list(range(64))
+    assert 1 <= len(warned) <= 2
+
+
+def test_a_pause_of_minutes_is_kept():
+    minute = 60 * 30_000 // 1001
+    assert mended([0, 9 * minute, 18 * minute]) == ([0, 9 * minute, 18 * minute], [])
 
 
 def test_frames_without_timestamps_count():

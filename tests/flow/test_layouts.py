@@ -120,10 +120,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, layout):
     assert json.loads((tmp_path / "some" / "flow.json").read_text())["num_flows"] is None
     with pytest.raises(InflateError, match="not whole: its computation was stopped"):
         open_flow(tmp_path / "some")
-    told = []
-    found = write_flow(pictures(6), tmp_path / "some", options, method=ramp, progress=told.append)
+    found = write_flow(pictures(6), tmp_path / "some", options, method=ramp)
     assert (found.num_flows, found.num_new, sum(calls)) == (5, 1, 4)
-    assert told == sorted(told)
     write(tmp_path / "whole", layout=layout)
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == names
@@ -168,8 +166,9 @@ def test_folders_with_something_else_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_flow_needs_two_frames(tmp_path, count):
-    with pytest.raises(InflateError, match=rf"from one frame to the next(.|\n)*{count} frames"):
-        write_flow(pictures(count), tmp_path, method=ramp)
+    with pytest.raises(InflateError, match=rf"fewer than two frames(.|\n)*{count} frames"):
+        write_flow(pictures(count), tmp_path / "out", FlowFileOptions(images=True), method=ramp)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
@@ -179,13 +178,25 @@ def test_a_file_where_the_folder_should_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"layout": "dense"}, {"jpeg_quality": 0}, {"batch_size": 0}, {"quantizer": "none"},
-     {"layout": "mp4", "quantizer": "video-features"}],
-)  # fmt: skip
-def test_wrong_options_are_told(options):
+    ("options", "rule"),
+    [
+        ({"layout": "dense"}, "layout: denseflow, mmaction2, tsn, npz, mp4"),
+        ({"jpeg_quality": 0}, "jpeg_quality: a whole number from 1 to 100"),
+        ({"batch_size": 0}, "batch_size: 1 or more"),
+        ({"quantizer": "none"}, "quantizer: mediapipe, denseflow, mmaction2, or None"),
+        ({"layout": "mp4", "quantizer": "video-features"}, "go with layout='npz' only"),
+    ],
+)
+def test_wrong_options_are_told_with_their_rule(options, rule):
     name = list(options)[-1]
-    with pytest.raises(InflateError, match=rf"flow cannot be written so(.|\n)*{name}={options[name]!r}"):
+    with pytest.raises(
+        InflateError, match=rf"cannot be written so: {name}(.|\n)*{rule}(.|\n)*{name}={options[name]!r}"
+    ):
         FlowFileOptions(**options)
+
+
+def test_the_quantizer_is_checked_with_its_bound():
     with pytest.raises(InflateError, match="bound -1"):
         FlowFileOptions(bound=-1)
+    with pytest.raises(InflateError, match="did you mean mediapipe"):
+        FlowFileOptions(quantizer="mediapip")

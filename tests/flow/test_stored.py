@@ -15,7 +15,7 @@ from PIL import Image
 
 from inflate3d.errors import InflateError
 from inflate3d.flow.quantize import quantize
-from inflate3d.flow.stored import open_flow
+from inflate3d.flow.stored import find_flow, flow_name, open_flow
 
 H, W = 19, 26
 FLOWS = np.random.default_rng(0).uniform(-18, 18, (4, 2, H, W)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_folders_and_archives_with_the_names_of_projects(tmp_path, pattern, star
 
 
 def test_the_bound_is_the_callers_where_the_files_do_not_tell(tmp_path):
-    fill(tmp_path / "folder", named("x{axis}".replace("x{", "{") + "_{index:05d}.png", 1, bound=32.0))
+    fill(tmp_path / "folder", named("{axis}_{index:05d}.png", 1, bound=32.0))
     assert largest_error(open_flow(tmp_path / "folder", bound=32.0)) < 0.13
     assert largest_error(open_flow(tmp_path / "folder")) > 1
 
@@ -105,12 +105,55 @@ def test_hdf5(tmp_path, values):
     assert stored.quantized == (values == "codes")
 
 
-@pytest.mark.parametrize("array", [FLOWS, FLOWS.astype(np.float64), codes()])
+@pytest.mark.parametrize(
+    "array", [FLOWS, FLOWS.astype(np.float64), FLOWS.astype(">f4"), codes(), codes().astype(">u2")]
+)
 def test_arrays(tmp_path, array):
     np.savez_compressed(tmp_path / "flow.npz", flow=array)
     stored = open_flow(tmp_path / "flow.npz")
-    assert largest_error(stored) < (0.08 if array.dtype == np.uint8 else 1e-6)
-    assert stored.quantized == (array.dtype == np.uint8)
+    assert largest_error(stored) < (0.08 if array.dtype.kind == "u" else 1e-6)
+    assert stored.quantized == (array.dtype.kind == "u")
+
+
+def test_hdf5_that_was_cut_off_or_is_uneven(tmp_path):
+    with h5py.File(tmp_path / "whole.h5", "w", libver="latest") as file:
+        for i in range(len(FLOWS)):
+            for k, axis in enumerate("xy"):
+                file.create_dataset(
+                    f"flow_{axis}_{i:05d}", data=FLOWS[i, k].astype(">f4"), chunks=(H, W), compression=1
+                )
+    assert largest_error(open_flow(tmp_path / "whole.h5")) < 1e-6
+    with h5py.File(tmp_path / "whole.h5") as file:
+        chunk = file["flow_y_00002"].id.get_chunk_info(0)
+    data = bytearray((tmp_path / "whole.h5").read_bytes())
+    data[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    (tmp_path / "damaged.h5").write_bytes(data)
+    flows = iter(open_flow(tmp_path / "damaged.h5"))
+    assert [next(flows).shape for _ in range(2)] == [(2, H, W)] * 2
+    with pytest.raises(InflateError, match=r"the flow cannot be read(.|\n)*flow_x_00002"):
+        next(flows)
+    with h5py.File(tmp_path / "uneven.h5", "w") as file:
+        file["flow_x_00000"], file["flow_y_00000"] = FLOWS[0, 0], FLOWS[0, 1, 1:]
+    with pytest.raises(InflateError, match="flow_x_00000: components of"):
+        next(iter(open_flow(tmp_path / "uneven.h5")))
+
+
+def test_fewer_flows_than_the_record_says(tmp_path):
+    fill(tmp_path, named("flow_{axis}_{index:05d}.png", 0))
+    (tmp_path / "flow.json").write_text(json.dumps({"num_flows": 5, "bound": 20}))
+    with pytest.raises(InflateError, match=r"some of the flow is missing(.|\n)*5 flows(.|\n)*got: +4\n"):
+        open_flow(tmp_path)
+
+
+def test_the_flow_of_a_video_is_found_by_its_name(tmp_path, monkeypatch):
+    np.savez(tmp_path / "run.npz", flow=FLOWS)
+    (tmp_path / "jump").mkdir()
+    assert find_flow(tmp_path, "videos/run.mp4") == tmp_path / "run.npz"
+    assert find_flow(tmp_path, "videos/jump.avi") == tmp_path / "jump"
+    assert find_flow(tmp_path, "videos/swim.avi") == tmp_path
+    assert find_flow(tmp_path / "run.npz", "videos/swim.avi") == tmp_path / "run.npz"
+    monkeypatch.chdir(tmp_path / "jump")
+    assert (flow_name("."), flow_name(".."), flow_name("../jump")) == ("jump", tmp_path.name, "jump")
 
 
 def test_gaps_are_told(tmp_path):
@@ -139,9 +182,15 @@ def bomb(side=100_000):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(bomb(), "too large"), (bomb(7000), "too large"), (b"text", "cannot be read"), (b"\xff\xd8\xff", "cannot be read"),
-     (b"\x89PNG\r\n\x1a\n" + bytes(40), "cannot be read"), (png(np.zeros((H + 1, W), np.uint8)), "components of")],
-)  # fmt: skip
+    [
+        (bomb(), "too large"),
+        (bomb(7000), r"too large(.|\n)*7000x7000 pixels"),
+        (b"text", "cannot be read"),
+        (b"\xff\xd8\xff", "cannot be read"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "cannot be read"),
+        (png(np.zeros((H + 1, W), np.uint8)), "components of"),
+    ],
+)
 def test_pictures_that_are_none_or_too_large(tmp_path, data, message):
     files = named("{axis}_{index:05d}.png", 1) | {"x_00002.png": data}
     for path in (fill(tmp_path / "folder", files), pack(tmp_path / "a.zip", files)):
@@ -153,9 +202,9 @@ def test_pictures_that_are_none_or_too_large(tmp_path, data, message):
 
 def test_members_that_unpack_to_too_much(tmp_path):
     files = named("{axis}_{index:05d}.png", 1) | {"x_00001.png": bytes(2**26 + 1)}
-    with pytest.raises(InflateError, match="too large"):
+    with pytest.raises(InflateError, match=r"too large(.|\n)*got: +67,108,865 bytes"):
         list(open_flow(pack(tmp_path / "a.zip", files)))
-    with pytest.raises(InflateError, match="too large"):
+    with pytest.raises(InflateError, match=r"too large(.|\n)*got: +67,108,865 bytes"):
         list(open_flow(fill(tmp_path / "folder", files)))
 
 
@@ -219,7 +268,7 @@ def test_hdf5_reads_nothing_of_other_files(tmp_path):
         "link": "no array",
         "raw": "no array",
         "group": "no array",
-        "large": "too large",
+        "large": r"too large(.|\n)*1048576x1048576 pixels",
         "mixed": "of one kind",
     }
     for name, message in messages.items():

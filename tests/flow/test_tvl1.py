@@ -11,10 +11,9 @@ from reference_tvl1 import tvl1 as reference
 
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.flow import tvl1 as module
-from inflate3d.flow.median import median_flat, median_network
 from inflate3d.flow.methods import find_method, to_grey
 from inflate3d.flow.quantize import quantize
-from inflate3d.flow.tvl1 import PLAIN, Tvl1Options, _Kernels, _solve, resize_linear, tvl1
+from inflate3d.flow.tvl1 import PLAIN, Tvl1Options, _Kernels, _solve, median_flat, median_network, resize_linear, tvl1
 
 
 @pytest.mark.parametrize(("right", "down"), [(0, 0), (3, 0), (0, -2), (-4, 3)])
@@ -132,17 +131,22 @@ def test_compiled_steps_are_the_plain_ones(monkeypatch):
     assert module._COMPILED["cpu"] is not PLAIN
 
 
-def test_without_a_compiler_it_runs_uncompiled_and_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("no C++ compiler here\nand more", r"no C\+\+ compiler here; install one such as g\+\+$"),
+     ("the disk is full", "the disk is full$"), ("", "RuntimeError$")],
+)  # fmt: skip
+def test_where_compiling_fails_it_runs_uncompiled_and_says_so(monkeypatch, reason, told):
     def broken(kernel):
         def run(*args, **kwargs):
-            raise RuntimeError("no g++ here\nand more")
+            raise RuntimeError(reason)
 
         return run
 
     monkeypatch.setattr(module, "_COMPILED", {})
     monkeypatch.setattr(module, "_compile", broken)
     first, second = shifted(2, 1, 31, 37)
-    with pytest.warns(InflateWarning, match=r"runs uncompiled.*no g\+\+ here; a C\+\+ compiler"):
+    with pytest.warns(InflateWarning, match=rf"runs uncompiled.*{told}"):
         flow = tvl1(first, second, compiled=True)
     assert flow.equal(tvl1(first, second))
     tvl1(first, second, compiled=True)  # warns once

@@ -81,16 +81,16 @@ def test_names_build_with_classes_and_channels_of_your_own():
 
 def test_unknown_names_are_refused_with_the_nearest_ones():
     with pytest.raises(
-        InflateError, match=r"no network of that name(.|\n)*inflated/SOURCE(.|\n)*did you mean 3d-resnet50"
+        InflateError, match=r"no such network(.|\n)*inflated/SOURCE(.|\n)*did you mean 3d-resnet50"
     ):
         find_network("3d-resnet-50")
-    with pytest.raises(InflateError, match=r"no network of that name"):
+    with pytest.raises(InflateError, match=r"no such network"):
         build_network("i4d")
     with pytest.raises(InflateError, match=r"not built with such options(.|\n)*in_channels=2(.|\n)*two streams have"):
         build_network("two-stream", 5, in_channels=2)
     with pytest.raises(InflateError, match=r"not built with such options(.|\n)*model2d=ReLU"):
         build_network("i3d", model2d=torch.nn.ReLU())
-    with pytest.raises(InflateError, match=r"no network of that name"):
+    with pytest.raises(InflateError, match=r"no such network"):
         find_network(None)
 
 

@@ -1,12 +1,14 @@
 """Which clips are taken of which videos, what becomes of bad ones, and how a stopped run goes on."""
 
 import os
+import re
 import shutil
 import sys
+import warnings
 from dataclasses import replace
+from fractions import Fraction
 from itertools import repeat
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,12 @@ from PIL import Image
 from torch import nn
 
 from inflate3d.clips.clip import Clip
+from inflate3d.clips.sampling import Timed
+from inflate3d.clips.video import FrameStream
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.results.fvd_protocols import PROTOCOLS, FeatureNetwork, protocol_named
 from inflate3d.results.fvd_videos import FvdOptions, VideoStatistics, embed_videos
+from videos import write_video
 
 
 class Witness(nn.Module):
@@ -43,19 +48,17 @@ def pictures(folder, count, first=0):
 
 def video(path, count):
     """A lossless video whose frame i has brightness i."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("png", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 24, 16, "rgb24"
-        for i in range(count):
-            frame = av.VideoFrame.from_ndarray(np.full((16, 24, 3), i, np.uint8), "rgb24")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    frames = [np.full((16, 24, 3), i, np.uint8) for i in range(count)]
+    return write_video(path, frames, codec="png", pix_fmt="rgb24", fps=10)
+
+
+def small(name):
+    """A protocol, but on clips that are quick to make."""
+    return replace(PROTOCOLS[name], name=f"small {name}", side=32, loader_side=None)
 
 
 def embed(videos, role="fake", model=None, **options):
-    options = FvdOptions(**{"protocol": "tats", "num_frames": 5} | options)
+    options = FvdOptions(**{"protocol": small("tats"), "num_frames": 5} | options)
     network = FeatureNetwork((model or Witness()).eval(), protocol_named(options.protocol))
     return embed_videos(network, videos, options, role=role)
 
@@ -108,7 +111,7 @@ def test_random_offsets_reach_every_frame_and_repeat_with_the_seed(folder):
 
 def test_the_protocols_of_the_table_take_their_clips(folder):
     for name, protocol in PROTOCOLS.items():
-        if name == "fvd-comparison":
+        if name == "fvd-comparison":  # takes frames of one size only
             continue
         options = {"protocol": name, "num_clips": 3 if protocol.fake.again else None}
         real = embed(folder, role="real", **options)
@@ -119,17 +122,17 @@ def test_the_protocols_of_the_table_take_their_clips(folder):
 
 def test_cd_fvd_counts_the_same_videos_again_and_again(folder):
     model = Witness()
-    found = embed(folder, protocol="cd-fvd-i3d", num_clips=11, model=model)
+    found = embed(folder, protocol=small("cd-fvd-i3d"), num_clips=11, model=model)
     assert found.gaussian.count == 11
     assert found.sampling == "at random (seed 0), 3 videos again and again"
     hundreds = sum(first == 100 for first, _, _ in seen(found))
     assert hundreds in {3, 4}
     assert len({tuple(row) for row in seen(found)}) > 3  # with new offsets
-    assert embed(folder, protocol="cd-fvd-i3d", role="real").gaussian.count == 3  # real ones once
+    assert embed(folder, protocol=small("cd-fvd-i3d"), role="real").gaussian.count == 3  # real ones once
 
 
 def test_no_more_clips_than_the_protocol_takes(folder):
-    few = replace(PROTOCOLS["tats"], name="few", fake=PROTOCOLS["tats"].fake._replace(num_clips=2))
+    few = replace(small("tats"), name="few", fake=PROTOCOLS["tats"].fake._replace(num_clips=2))
     assert seen(embed(folder, protocol=few)) == [[0, 1, 4], [0, 1, 4]]
     assert seen(embed(folder, num_clips=1)) == [[0, 1, 4]]
     made = []
@@ -150,7 +153,7 @@ def test_short_videos_are_left_out_or_failures(folder):
     found = embed(folder, num_frames=7)
     assert len(found.too_short) == 1
     assert not found.failures
-    found = embed(folder, num_frames=7, protocol="tf-original")
+    found = embed(folder, num_frames=7, protocol=small("tf-original"))
     assert not found.too_short
     assert [failure.reason for failure in found.failures] == ["5 frames, a clip covers 7"]
     with pytest.raises(InflateError, match="no clip is left"):
@@ -164,9 +167,59 @@ def test_bad_files_are_failures_and_do_not_end_the_run(folder):
     assert len(seen(found)) == 3
     assert [failure.source.rsplit("/", 1)[1] for failure in found.failures] == ["bad.mp4", "gone.mp4", "empty"]
     assert "there is no such file" in found.failures[1].reason
-    again = embed(folder, protocol="cd-fvd-i3d", num_clips=7)
+    again = embed(folder, protocol=small("cd-fvd-i3d"), num_clips=7)
     assert len(again.failures) == 1  # and not one in each round
     assert again.gaussian.count == 7
+
+
+def read_as(timed):
+    """Stands for `open_frames`."""
+    return lambda path, fps: FrameStream(str(path), None, timed)
+
+
+@pytest.mark.parametrize(("role", "passes", "place"), [("fake", 1, 4), ("real", 2, 4), ("real", 2, 8)])
+def test_damage_is_told_once_and_clips_from_the_start_are_read_once(role, passes, place, tmp_path, monkeypatch):
+    """For a random place the frames are counted first."""
+    begun, drawn = [], []
+
+    def timed():
+        begun.append(1)
+        for i in range(9):
+            yield Timed(Fraction(i), Fraction(1), lambda i=i: drawn.append(i) or np.full((16, 24, 3), i, np.uint8))
+            if i == place:
+                warnings.warn("damaged in 3 places", InflateWarning, stacklevel=2)
+
+    monkeypatch.setattr("inflate3d.results.fvd_videos.open_frames", read_as(timed))
+    with pytest.warns(InflateWarning, match="damaged in 3 places") as told:
+        (row,) = seen(embed([tmp_path / "a.mp4"], role=role, num_frames=3, frame_stride=3))
+    assert (len(begun), len(told)) == (passes, 1)
+    assert row == drawn == [row[0], row[0] + 3, row[0] + 6]
+
+
+def test_whatever_a_strange_file_sets_off_fails_with_the_place_it_comes_from(folder, monkeypatch):
+    def timed():
+        yield Timed(Fraction(0), Fraction(1), lambda: np.zeros((16, 24, 3), np.uint8))
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("inflate3d.results.fvd_videos.open_frames", read_as(timed))
+    with pytest.raises(InflateError, match="no clip is left") as refused:
+        embed([folder / "b.avi"])
+    assert re.search(r"RecursionError: too deep \(timed, test_fvd_videos.py:\d+\)", refused.value.got)
+
+
+def test_a_bug_of_the_network_ends_a_run(folder):
+    class Broken(Witness):
+        def forward(self, clips):
+            raise TypeError("a bug of the network")
+
+    with pytest.raises(TypeError, match="a bug of the network"):
+        embed(folder, model=Broken())
+
+
+def test_statistics_are_compared_by_what_they_are(folder):
+    one, two = embed(folder), embed(folder)
+    assert one != two
+    assert [two, one].index(one) == 1
 
 
 def test_a_stopped_run_goes_on(folder, tmp_path):
@@ -194,7 +247,14 @@ def test_kept_features_belong_to_one_video_network_and_choice(folder, tmp_path):
     other.register_buffer("more", torch.ones(1))
     assert calls() == 1
     assert calls() == 0
-    for options in ({"num_frames": 6}, {"frame_stride": 1, "fps": 5}, {"seed": 1}, {"protocol": "stylegan-v"}):
+    for options in (
+        {"num_frames": 6},
+        {"fps": 5},
+        {"seed": 1},
+        {"protocol": small("stylegan-v")},
+        {"num_frames": 3, "frame_stride": 2},
+        {"num_frames": 2, "frame_stride": 3},
+    ):
         assert calls(**options) == 1
     assert calls(model=other) == 1
     shutil.copy(folder / "c" / "100.png", folder / "a" / "999.png")  # a frame more
@@ -209,8 +269,8 @@ def test_kept_features_belong_to_one_video_network_and_choice(folder, tmp_path):
 
 def test_progress_tells_done_and_all(folder):
     told = []
-    options = FvdOptions(protocol="tats", num_frames=5, batch_size=2)
-    network = FeatureNetwork(Witness().eval(), PROTOCOLS["tats"])
+    options = FvdOptions(protocol=small("tats"), num_frames=5, batch_size=2)
+    network = FeatureNetwork(Witness().eval(), small("tats"))
     embed_videos(network, folder, options, role="fake", progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 3), (3, 3)]
     told.clear()
@@ -233,11 +293,11 @@ def test_tensors_arrays_clips_and_iterables_are_the_same_videos():
         "Clips of floats": [Clip(clip / 255, times, "mine", (0.0, 1.0)) for clip in numbers],
     }
     for name, videos in forms.items():
-        found = embed(videos, num_frames=None, role="real", protocol="tf-original")
+        found = embed(videos, num_frames=None, role="real", protocol=small("tf-original"))
         assert seen(found) == wanted, name
         assert found.setup.num_frames == 6
         assert found.sampling == "tensors"
-    floats = embed(numbers / 127.5 - 1, num_frames=None, value_range=(-1.0, 1.0), protocol="tf-original")
+    floats = embed(numbers / 127.5 - 1, num_frames=None, value_range=(-1.0, 1.0), protocol=small("tf-original"))
     assert seen(floats) == wanted
 
 
@@ -288,7 +348,10 @@ def test_clips_too_short_for_the_network_are_told_before_anything_is_read(folder
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(InflateError, match="out of range") as refused:
         FvdOptions(**options)
-    assert next(iter(options)) in refused.value.got
+    (name,) = options
+    assert refused.value.got.startswith(f"{name}=")
+    assert refused.value.expected.startswith(f"{name}: ")
+    assert refused.value.fix == f"take the default: {name}={getattr(FvdOptions(), name)!r}"
 
 
 def test_unknown_protocols_are_refused_at_once():

@@ -2,8 +2,12 @@
 
 import io
 import os
+import re
 import threading
+import time
+import warnings
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +26,11 @@ from inflate3d import (
     predict_many,
     read_clip,
 )
-from inflate3d.results.predict import optimize_for, predict_each
+from inflate3d.clips.sampling import Timed, Window
+from inflate3d.clips.transforms import frames_to_input
+from inflate3d.clips.video import FrameStream
+from inflate3d.results.network import Network, SmallFrame, color_views, cut_windows
+from inflate3d.results.predict import _calibration_clips, optimize_for, predict_each
 from inflate3d.results.prediction import Failure, top_scores
 
 STARTS = (0, 7, 14, 21, 23)  # of the windows of 30 frames
@@ -167,6 +175,9 @@ def test_int8_without_a_video_that_can_be_read_says_so_and_the_videos_fail():
     assert "there is no such file" in failure.reason
 
 
+REFUSED = InflateError("it is blue", where="b", expected="red", got="blue", fix="paint it")
+
+
 @pytest.mark.parametrize(("workers", "begun_by_then"), [(1, [1, 2, 3, 4]), (2, [2, 3, 4, 4]), (9, [4, 4, 4, 4])])
 def test_the_next_sources_are_begun_while_one_is_finished(workers, begun_by_then):
     begun, seen = [], []
@@ -178,11 +189,11 @@ def test_the_next_sources_are_begun_while_one_is_finished(workers, begun_by_then
     def begin(source):
         begun.append(source)
         if source == "b":
-            raise ValueError("no such thing")
+            raise REFUSED
         return source
 
     answers = list(predict_each(begin, finish, ["a", "b", "c", "d"], workers=workers))
-    assert answers == ["a", Failure("b", "ValueError: no such thing"), "c", "d"]
+    assert answers == ["a", Failure("b", str(REFUSED)), "c", "d"]
     assert seen == [count for i, count in enumerate(begun_by_then) if i != 1]
 
 
@@ -203,7 +214,7 @@ def test_several_readers_change_nothing_and_leave_no_thread(workers):
     running = predict_many(Witness().eval(), sources, options)
     next(running)
     running.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "inflate3d-ahead"]
+    assert reading_threads() == []
 
 
 def test_compiled_is_handed_on(monkeypatch):
@@ -227,33 +238,152 @@ def test_key_frames_are_kept_on_demand():
     assert predict(Witness().eval(), frames(14)).windows[0].key_frame is None
 
 
-def test_one_bad_source_does_not_end_a_run(tmp_path):
+def broken_stream(*, opens, warns=False):
+    """Stands for `open_frames`: a source that sets off an error nobody foresaw, when opened or when read."""
+
+    def open_frames(source, fps):
+        if not opens:
+            return {}[source]
+        return FrameStream(str(source), None, timed)
+
+    def timed():
+        for i in range(30):
+            yield Timed(Fraction(i, 25), Fraction(1, 25), lambda: np.zeros((16, 23, 3), np.uint8))
+        if not warns:
+            raise RecursionError("too deep")
+        time.sleep(0.05)
+        warnings.warn("the end is missing", InflateWarning, stacklevel=2)
+
+    return open_frames
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_whatever_a_strange_file_sets_off_fails_with_the_place_it_comes_from(opens, monkeypatch):
+    monkeypatch.setattr("inflate3d.results.network.open_frames", broken_stream(opens=opens))
+    (failure,) = predict_many(Witness().eval(), ["strange.mp4"])
+    error, place = ("RecursionError: too deep", "timed") if opens else ("KeyError: 'strange.mp4'", "open_frames")
+    assert re.search(rf"the source cannot be read(.|\n)*{error} \({place}, test_predict.py:\d+\)", failure.reason)
+    with pytest.raises(InflateError, match="the source cannot be read"):
+        predict(Witness().eval(), "strange.mp4")
+
+
+class Fragile(Witness):
+    def forward(self, clip):
+        if clip[0, 0, 0, 0, 0] == 5:
+            raise TypeError("a bug of the model")
+        return super().forward(clip)
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "inflate3d-ahead"]
+
+
+def test_a_bad_source_does_not_end_a_run_but_a_bug_of_the_model_does(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
-
-    class Fragile(Witness):
-        def forward(self, clip):
-            if clip[0, 0, 0, 0, 0] == 5:
-                raise MemoryError("no room")
-            return super().forward(clip)
-
-    answers = list(predict_many(Fragile().eval(), [frames(7), tmp_path / "text.mp4", frames(7) + 5, frames(7)]))
-    assert [type(answer) for answer in answers] == [VideoPrediction, Failure, Failure, VideoPrediction]
+    sources = [frames(7), tmp_path / "text.mp4", frames(7), frames(40) + 5, frames(40)]
+    answers, running = [], predict_many(Fragile().eval(), sources)
+    with pytest.raises(TypeError, match="a bug of the model") as raised:
+        answers.extend(running)
+    assert [type(answer) for answer in answers] == [VideoPrediction, Failure, VideoPrediction]
     assert answers[1].source.endswith("text.mp4")
-    assert "MemoryError: no room" in answers[2].reason
+    assert raised.value.__traceback__  # as a notebook keeps it
+    assert reading_threads() == []
 
 
-def test_wrong_options_are_told_together():
-    with pytest.raises(InflateError, match=r"stride=0, allowed(.|\n)*crops='six', allowed is center, three, five, ten"):
-        PredictOptions(stride=0, crops="six")
+def test_an_error_of_the_model_leaves_no_thread_behind():
+    with pytest.raises(TypeError, match="a bug of the model") as raised:
+        predict(Fragile().eval(), frames(90) + 5)
+    assert raised.value.__traceback__
+    assert reading_threads() == []
 
 
-@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": "often"}, {"fps": float("nan")}, {"window": 2.5}])
-def test_options_that_are_no_numbers_are_told(options):
-    (name,) = options
-    with pytest.raises(InflateError, match=f"an option is out of range(.|\n)*{name}="):
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_bug_of_the_progress_bar_ends_a_run(begins):
+    def progress(source):
+        return {}["bar"] if begins else lambda done, total: {}["bar"]
+
+    with pytest.raises(KeyError, match="bar"):
+        list(predict_many(Witness().eval(), [frames(7), frames(7)], progress=progress))
+
+
+def test_calibration_reads_in_silence_and_to_its_end(monkeypatch):
+    """The run reads these videos again, and tells what there is to tell."""
+    monkeypatch.setattr("inflate3d.results.network.open_frames", broken_stream(opens=True, warns=True))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        clips = _calibration_clips(["a", "b"], SPEC, PredictOptions())
+        assert reading_threads() == []
+    assert (len(clips), told) == (8, [])
+
+
+def test_closing_waits_for_a_frame_and_not_for_a_window():
+    """A frame of the flow stream takes seconds, a window of 64 half a minute."""
+    made, begun = [], threading.Event()
+
+    def slow_frames():
+        for i in range(90):
+            if i == 8:  # the second window has just been begun
+                begun.set()
+            time.sleep(0.02 * (i >= 8))
+            made.append(i)
+            yield i
+
+    cut = cut_windows(slow_frames(), SPEC, PredictOptions())
+    assert next(cut).frames == list(range(7))
+    begun.wait()
+    cut.close()
+    assert len(made) < 14
+
+
+@pytest.mark.parametrize("kind", ["center", "three", "five", "ten"])
+def test_views_are_made_one_by_one_and_are_those_made_together(kind):
+    pictures = [SmallFrame(torch.randint(0, 256, (17, 23, 3), dtype=torch.uint8), i / 25) for i in range(5)]
+    spec = replace(SPEC, short_side=17, crop=13, value_range=(-1.0, 1.0))
+    together = frames_to_input([frame.picture for frame in pictures], spec, kind)
+    assert torch.stack(list(color_views(pictures, spec, kind))).equal(together)
+
+
+def test_no_more_views_are_in_memory_than_are_shown():
+    order = []
+
+    def views(frames):
+        for _ in range(5):
+            order.append("made")
+            yield torch.zeros(3, 7, 16, 16)
+
+    class Shown(nn.Module):
+        def forward(self, clip):
+            order.append(len(clip))
+            return torch.zeros(len(clip), 2)
+
+    Network(Shown(), SPEC, views, at_a_time=2).answer([Window([], 0, 7)])
+    assert order == ["made", "made", 2, "made", "made", 2, "made", 1]
+
+
+def test_answers_are_compared_by_what_they_are():
+    one, two = (predict(Witness().eval(), frames(7)) for _ in range(2))
+    for first, second in ((one, two), (one.windows[0], two.windows[0])):
+        assert first != second
+        assert [second, first].index(first) == 1
+        assert len({first, second}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"stride": 0, "crops": "six"}, r"crops: center, three, five, ten(.|\n)*stride=0, crops='six'"),
+        ({"fps": 0}, r"fps: a number of 0.0001 or more, or native(.|\n)*fps=0(.|\n)*fps=25.0"),
+        ({"fps": "often"}, "fps='often'"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"window": 2.5}, r"window: 1 or more, or None(.|\n)*window=2.5"),
+        ({"batch_size": True, "workers": 0}, "take the defaults: batch_size=None, workers=None"),
+        ({"precision": "fp16"}, "precision: fp32, bf16, int8"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_told_together(options, told):
+    with pytest.raises(InflateError, match=rf"an option is out of range(.|\n)*{told}"):
         PredictOptions(**options)
-    with pytest.raises(InflateError, match=r"batch_size=True, allowed is 1 or more, or None; workers=0, allowed is 1"):
-        PredictOptions(batch_size=True, workers=0)
 
 
 def in_training_inside():
@@ -364,13 +494,18 @@ LABELLED = {
 }
 
 
+@pytest.fixture(scope="module")
+def fast_i3d(kinetics_i3d):
+    return optimize_for(kinetics_i3d, [], PredictOptions())
+
+
 @pytest.mark.shared
 @pytest.mark.weights
 @pytest.mark.filterwarnings("ignore::inflate3d.errors.InflateWarning")
 @pytest.mark.parametrize("name", LABELLED)
-def test_real_videos_get_their_class(kinetics_i3d, shared, name):
+def test_real_videos_get_their_class(fast_i3d, shared, name):
     (path,) = (shared / "data" / "videos" / "singles" / name).iterdir()
-    best = predict(kinetics_i3d, path, PredictOptions(fps="native", num_frames=64)).top(1)[0]
+    best = predict(fast_i3d, path, PredictOptions(fps="native", num_frames=64)).top(1)[0]
     label, probability = LABELLED[name]
     assert best.label == label
     assert best.probability == pytest.approx(probability, abs=0.03)

@@ -1,5 +1,7 @@
 """Two streams: what each network is shown, how their answers are joined, stored flow, short and still videos."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,14 @@ from torch import nn
 from inflate3d import ClipSpec, InceptionI3d, InflateError, PredictOptions, VideoPrediction
 from inflate3d.flow.layouts import FlowFileOptions, write_flow
 from inflate3d.flow.methods import estimate_flow, find_method
+from inflate3d.flow.stored import StoredFlow
 from inflate3d.results.prediction import Failure
 from inflate3d.results.two_stream import (
     FlowOptions,
     Streams,
     flow_to_input,
     join,
+    optimize_streams,
     predict_streams,
     predict_streams_many,
 )
@@ -65,28 +69,28 @@ def shown_by_hand(frames, flows):
 
 
 @pytest.mark.parametrize(
-    ("method", "starts", "new"),
-    [("tvl1", (0, 2), [7, 2]), ("difference", (0, 7, 9), [7, 7, 2])],  # the last window reaches back
+    ("method", "window", "starts", "new"),
+    [("tvl1", 2, (0, 1), [2, 1]), ("difference", 7, (0, 7, 9), [7, 7, 2])],  # the last window reaches back
 )
-def test_the_answer_is_the_one_computed_by_hand(method, starts, new):
+def test_the_answer_is_the_one_computed_by_hand(method, window, starts, new):
     solve = find_method("tvl1", compiled=False) if method == "tvl1" else difference
     streams, frames = make_streams(), moving(sum(new) + 1)
-    answer = predict_streams(streams, frames, flow=FlowOptions(method=solve))
+    answer = predict_streams(streams, frames, PredictOptions(window=window), flow=FlowOptions(method=solve))
     flows = estimate_flow(torch.from_numpy(frames), solve).numpy()
     colors, motion = shown_by_hand(frames, flows)
     weights = torch.tensor(new, dtype=torch.float64) / sum(new)
     with torch.no_grad():
         by_hand = {
-            name: torch.cat([net(clip[None, :, start : start + 7]) for start in starts]).double()
+            name: torch.cat([net(clip[None, :, start : start + window]) for start in starts]).double()
             for name, net, clip in (("flow", streams.flow, motion), ("rgb", streams.rgb, colors))
         }
     for name, logits in by_hand.items():
         torch.testing.assert_close(answer.streams[name].logits, weights @ logits, rtol=1e-4, atol=1e-5)
         assert answer.streams[name].num_frames == sum(new)
     torch.testing.assert_close(answer.logits, weights @ (by_hand["rgb"] + by_hand["flow"]), rtol=1e-4, atol=1e-5)
-    for window, rgb, flow in zip(answer.windows, by_hand["rgb"], by_hand["flow"], strict=True):
-        torch.testing.assert_close(window.logits.double(), rgb + flow, rtol=1e-4, atol=1e-5)
-    assert [window.start_seconds for window in answer.windows] == pytest.approx([start / 25 for start in starts])
+    for one, rgb, flow in zip(answer.windows, by_hand["rgb"], by_hand["flow"], strict=True):
+        torch.testing.assert_close(one.logits.double(), rgb + flow, rtol=1e-4, atol=1e-5)
+    assert [one.start_seconds for one in answer.windows] == pytest.approx([start / 25 for start in starts])
 
 
 def test_frame_k_is_shown_with_the_flow_that_leads_to_the_next():
@@ -245,6 +249,71 @@ def test_one_bad_source_does_not_end_a_run(tmp_path):
     assert len(told) == 8 + 7
 
 
+def test_a_bug_of_the_progress_bar_ends_a_run():
+    """It comes up in the thread that computes flow, as what a strange video sets off does."""
+    running = predict_streams_many(
+        make_streams(), [moving(9)], flow=FlowOptions(method=difference), progress=lambda source: lambda *_: {}["bar"]
+    )
+    with pytest.raises(KeyError, match="bar"):
+        list(running)
+
+
+def test_an_error_of_a_network_leaves_no_thread_behind():
+    class Broken(Small):
+        def forward(self, clip):
+            raise TypeError("a bug of the network")
+
+    with pytest.raises(TypeError, match="a bug of the network") as raised:
+        predict_streams(Streams(Broken(2).eval()), moving(54), flow=FlowOptions(method=difference))
+    assert raised.value.__traceback__
+    assert not [thread for thread in threading.enumerate() if thread.name == "inflate3d-ahead"]
+
+
+def test_memory_is_measured_once_for_each_network(monkeypatch):
+    """On a GPU a measurement runs the network twice and empties the cache; rgb takes more than flow."""
+    measured = []
+
+    def room(model, spec, options):
+        measured.append(model.in_channels)
+        return {2: 5, 3: 2}[model.in_channels]
+
+    monkeypatch.setattr("inflate3d.results.two_stream.views_at_a_time", room)
+    sources = [moving(22), moving(9)]
+    for shown in SHOWN.values():
+        shown.clear()
+    wanted = [predict_streams(make_streams(), source, flow=FlowOptions(method=difference)) for source in sources]
+    assert (measured, [len(clip) for clip in SHOWN[2]]) == ([2, 3] * 2, [3, 2])
+    assert [len(clip) for clip in SHOWN[3]] == [2, 1, 2]
+    measured.clear()
+    found = list(predict_streams_many(make_streams(), sources, flow=FlowOptions(method=difference)))
+    assert measured == [2, 3]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.logits, other.logits)
+
+
+def test_a_network_that_counts_as_false_is_made_fast_too():
+    class Listed(Small):
+        def __len__(self):
+            return 0
+
+    streams = optimize_streams(Streams(Small(2).eval(), Listed(3).eval()), PredictOptions())
+    assert [type(network).__name__ for network in streams] == ["Optimized", "Optimized"]
+
+
+def test_strange_stored_flow_is_a_failure(tmp_path, monkeypatch):
+    write_flow(torch.from_numpy(moving(9)), tmp_path / "a", FlowFileOptions(layout="npz"), method=difference)
+
+    def flows():
+        yield torch.zeros(2, 32, 45)
+        raise RecursionError("too deep")
+
+    strange = StoredFlow(tmp_path / "a", None, flows)
+    monkeypatch.setattr("inflate3d.results.two_stream.open_flow", lambda path, bound: strange)
+    (failure,) = predict_streams_many(make_streams(), [moving(9)], flow=FlowOptions(stored=tmp_path / "a"))
+    assert "a: the source cannot be read" in failure.reason
+    assert "RecursionError: too deep" in failure.reason
+
+
 def other_spec():
     streams = make_streams()
     streams.rgb.clip_spec = ClipSpec(25.0, 9, 1, 32, 27, (-1.0, 1.0))
@@ -280,8 +349,8 @@ def test_other_numbers_of_classes_are_told():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fusion": "sum"}, r"cannot be fed so(.|\n)*logits, probabilities(.|\n)*fusion='sum'"),
-        ({"method": difference, "stored": "a"}, r"cannot be fed so(.|\n)*stored=a, and a method"),
+        ({"fusion": "sum"}, r"cannot be fed so(.|\n)*logits or probabilities(.|\n)*fusion='sum'"),
+        ({"method": difference, "stored": "a"}, r"cannot be fed so(.|\n)*beside a method(.|\n)*stored='a'"),
         ({"quantizer": "jpeg"}, "quantizer 'jpeg'"),
     ],
 )

@@ -13,7 +13,8 @@ from torchvision.utils import flow_to_image
 
 from inflate3d.errors import InflateError
 from inflate3d.results.prediction import VideoPrediction
-from inflate3d.show.flow import flow_picture, overlay, streams_table, wheel_picture, write_overlay, write_png
+from inflate3d.show.answers import streams_table
+from inflate3d.show.flow import flow_picture, overlay, wheel_picture, write_overlay, write_png
 
 
 def test_the_colors_are_those_of_middlebury():
@@ -68,6 +69,13 @@ def test_a_video_of_the_overlay(tmp_path):
 def test_pictures_are_written(tmp_path):
     write_png(tmp_path / "wheel.png", wheel_picture(21))
     assert np.asarray(Image.open(tmp_path / "wheel.png")).tolist() == wheel_picture(21).tolist()
+
+
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (11, 13), (12, 17)])
+def test_small_frames_have_no_key(size):
+    drawn = overlay(torch.full((*size, 3), 200, dtype=torch.uint8), torch.zeros(2, *size))
+    has_key = not (drawn == 200).all()
+    assert has_key == (min(size) >= 12)
 
 
 def test_what_cannot_be_drawn_is_told():

@@ -1,10 +1,11 @@
-"""How many clips go through a network at a time, from what one costs and what is free."""
+"""Copies that share memory, how many clips fit into it, and how much of it is held."""
 
 import pytest
 import torch
+from torch import nn
 
 from inflate3d.speed import memory
-from inflate3d.speed.memory import clips_at_a_time
+from inflate3d.speed.memory import clips_at_a_time, copy_sharing, give_back_memory, own_values, resident_bytes
 
 
 def test_a_cpu_takes_one_clip_at_a_time_and_tries_nothing():
@@ -26,3 +27,31 @@ def test_a_gpu_takes_as_many_clips_as_fit_into_its_free_memory(monkeypatch, free
     monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
     assert clips_at_a_time(torch.device("cuda"), run_one) == clips
     assert len(runs) == 2
+
+
+def test_a_copy_shares_memory_until_it_owns_its_values():
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    model[0].weight.requires_grad_(False)
+    tied = nn.ModuleDict({"one": model, "same": model})
+    copied = copy_sharing(tied)
+    assert copied["one"] is copied["same"]
+    assert not copied["one"][0].weight.requires_grad
+    assert copied["one"][0].weight.data_ptr() == model[0].weight.data_ptr()
+    own_values(copied, tied)
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in copied.state_dict().values():
+            value.zero_()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, wanted[name])
+
+
+@pytest.mark.skipif(not resident_bytes(), reason="the system does not say")
+def test_memory_that_is_taken_is_held_and_given_back():
+    before = resident_bytes()
+    ballast = [torch.ones(250_000) for _ in range(200)]  # 200 MB in pieces that are no mappings of their own
+    taken = resident_bytes() - before
+    assert taken > 150e6
+    del ballast
+    give_back_memory()
+    assert resident_bytes() - before < taken - 100e6

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import logging
 import pickle
+from importlib import import_module
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ from inflate3d import ClipSpec, InceptionI3d, InflateError, InflateWarning, infl
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import Conv, Mixed, MixedBlock, Unit3d
 from inflate3d.speed.batch_norm import fold_batch_norms
-from inflate3d.speed.layers import HalfMaxPool3d, PairedConv3d, SeparableMaxPool3d
+from inflate3d.speed.layers import FrameMaxPool3d, HalfMaxPool3d, OneDnnConv3d, PairedConv3d, SeparableMaxPool3d
 from inflate3d.speed.optimize import conv3d_is_right, optimize, to_channels_last
 
 
@@ -85,6 +87,25 @@ def test_a_separable_pool_is_the_pool(kernel, stride, size):
     assert torch.equal(SeparableMaxPool3d(pool)(x), pool(x))
 
 
+@pytest.mark.parametrize("frames", [1, 4, 5, 11])
+@pytest.mark.parametrize("rule", ["same", "static"])
+def test_a_pool_over_few_frames_at_a_time_is_the_pool(rule, frames):
+    pool = SameMaxPool3d((1, 3, 3), stride=(1, 2, 2))
+    pool.rule = rule
+    x = torch.randn(2, 3, frames, 9, 8) - 5
+    assert torch.equal(FrameMaxPool3d(pool)(x), pool(x))
+
+
+@pytest.mark.parametrize("rule", ["same", "static"])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((7, 7, 7), (2, 2, 2)), ((2, 3, 1), (1, 2, 2))])
+def test_a_convolution_by_onednn_is_the_convolution(rule, kernel, stride):
+    convolution = SameConv3d(3, 5, kernel, stride=stride, bias=True)
+    convolution.rule = rule
+    x = torch.randn(1, 3, 9, 12, 11).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        torch.testing.assert_close(OneDnnConv3d(convolution)(x), convolution(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", ["same", "static"])
 @pytest.mark.parametrize(("kernel", "stride"), [((7, 7, 7), (2, 2, 2)), ((1, 5, 4), (1, 1, 2)), ((3, 1, 2), (1, 3, 2))])
 @pytest.mark.parametrize("size", [(9, 11, 13), (8, 7, 10)])
@@ -108,7 +129,8 @@ def test_i3d_in_bfloat16_answers_nearly_the_same():
     model = lively(InceptionI3d(num_classes=5))
     fast = optimize(model, "bf16")
     kinds = [type(layer) for layer in fast.model.modules()]
-    assert [kinds.count(kind) for kind in (PairedConv3d, HalfMaxPool3d, SeparableMaxPool3d)] == [1, 2, 11]
+    assert [kinds.count(kind) for kind in (PairedConv3d, HalfMaxPool3d, FrameMaxPool3d)] == [1, 2, 2]
+    assert (kinds.count(SeparableMaxPool3d), kinds.count(OneDnnConv3d)) == (11, 0)
     clip = torch.rand(1, 3, 10, 193, 195) * 2 - 1
     with torch.inference_mode():
         wanted = model.endpoints(clip, ["Conv3d_1a_7x7", "Logits"])
@@ -128,6 +150,9 @@ def test_i3d_answers_the_same_and_says_what_was_done():
         found, wanted = (each.endpoints(clip, ["Mixed_3b"])["Mixed_3b"] for each in (fast, model))
     assert difference(found, wanted) < 1e-5
     assert "57 batch norms folded" in str(fast)
+    assert sum(type(layer) is OneDnnConv3d for layer in fast.modules()) == 20
+    taken = {value.data_ptr() for value in model.state_dict().values() if value.numel()}
+    assert not taken & {value.data_ptr() for value in fast.state_dict().values() if value.numel()}
     assert fast.clip_spec == model.clip_spec
     assert not any(isinstance(module, nn.BatchNorm3d) for module in fast.modules())
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
@@ -208,7 +233,7 @@ def test_an_inflated_model_that_is_optimized_exports_and_is_copied(precision):
         assert torch.equal(copy.deepcopy(fast)(clip), wanted)
         assert torch.equal(through_a_file(fast)(clip), wanted)
         program = torch.export.export(fast, (clip,)).module()
-        assert difference(program(clip), wanted) < 1e-2 if precision == "bf16" else 1e-5
+        assert difference(program(clip), wanted) < (1e-2 if precision == "bf16" else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
@@ -248,6 +273,7 @@ def test_bfloat16_falls_back_with_a_warning_where_it_is_too_coarse():
     assert torch.equal(fast(clip), found)
     assert fast.precision == "fp32"
     assert "back to float32" in str(fast)
+    assert optimize(fast, "bf16") is fast  # it was made for that
 
 
 def test_an_output_used_twice_keeps_its_layers_with_a_warning():
@@ -338,6 +364,24 @@ def test_int8_says_what_it_costs_and_saves():
 def test_int8_without_clips_of_one_size_is_refused(clips):
     with pytest.raises(InflateError, match="clips to calibrate with"):
         optimize(Coarse().eval(), "int8", calibration=clips)
+
+
+def test_int8_of_a_model_that_cannot_be_exported_is_refused():
+    class Branching(nn.Module):
+        def forward(self, clip):
+            return clip.mean((2, 3, 4)) if clip.sum() > 0 else clip.amax((2, 3, 4))
+
+    import_module("nncf")  # sets its level itself
+    level = logging.getLogger("nncf").level
+    with pytest.raises(InflateError, match=r"Branching\): the model cannot be quantized"):
+        optimize(Branching().eval(), "int8", example=torch.ones(1), calibration=[torch.ones(1, 3, 4, 8, 8)])
+    assert logging.getLogger("nncf").level == level
+
+
+def test_an_optimized_model_stays_with_its_precision():
+    fast = optimize(small_i3d())
+    with pytest.raises(InflateError, match="optimized already, for fp32"):
+        optimize(fast, "bf16")
 
 
 def test_models_that_cannot_be_optimized_are_refused():

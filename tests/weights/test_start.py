@@ -182,7 +182,7 @@ def test_nothing_is_downloaded(monkeypatch, tmp_path):
     [
         ("i3d", {"init": "torchvision/googlenot"}, r"torchvision has no such model(.|\n)*did you mean googlenet"),
         ("i3d", {"init": "a.pth", "stream": "depth"}, r"no such stream(.|\n)*rgb, flow"),
-        ("i4d", {"init": "a.pth"}, r"no network of that name"),
+        ("i4d", {"init": "a.pth"}, r"no such network"),
         ("i3d", {"stream": "flow"}, r"do not go together(.|\n)*stream= with init="),
         ("i3d", {"init": "a.pth", "compat": "tats"}, r"do not go together(.|\n)*compat='tats'"),
         ("i3d", {"init": "no-such-file.pth"}, r"no-such-file.pth: there is no such file"),

@@ -1,4 +1,4 @@
-"""The command `inflate3d`: one file for each subcommand; it parses, calls the API, prints."""
+"""The command `inflate3d`: one file for each group of subcommands; it parses, calls the API, prints."""
 
 import io
 import sys
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from inflate3d import __version__
-from inflate3d.cli import demo, flow, fvd, inflate, models, predict, weights
+from inflate3d.cli import features, flow, fvd, inflate, predict, train, weights
 from inflate3d.errors import InflateError
 
 app = typer.Typer(
@@ -35,12 +35,15 @@ def _options(
 
 
 app.command("predict")(predict.predict)
-app.command("demo")(demo.demo)
+app.command("demo")(predict.demo)
+app.command("features")(features.features)
 app.command("flow")(flow.flow)
 app.command("fvd")(fvd.fvd)
+app.command("train")(train.train)
+app.command("evaluate")(train.evaluate)
 app.command("plan")(inflate.plan)
 app.command("prove")(inflate.prove)
-app.command("models")(models.models)
+app.command("models")(weights.models)
 app.add_typer(weights.app, name="weights")
 
 

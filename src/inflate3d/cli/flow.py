@@ -1,7 +1,7 @@
 """`inflate3d flow`: the optical flow of videos, as files that other projects read."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -15,7 +15,7 @@ from inflate3d.errors import InflateError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inflate3d.clips.video import FrameStream, Rate
+    from inflate3d.clips.video import Rate
     from inflate3d.flow.layouts import FlowFileOptions
     from inflate3d.flow.methods import FlowMethod
 
@@ -88,14 +88,11 @@ def write_flows(
     draw: bool,
 ) -> int:
     """Write the flow of one video after the other, also where one fails; give the number of those that did."""
-    from inflate3d.clips.files import find_videos
-    from inflate3d.clips.transforms import resize_picture
-    from inflate3d.clips.video import open_frames
+    from inflate3d.clips.stills import find_videos
     from inflate3d.flow.layouts import write_flow
-    from inflate3d.flow.stored import open_flow
-    from inflate3d.results.prediction import Failure, printable
-    from inflate3d.show.flow import wheel_picture, write_overlay, write_png
-    from inflate3d.show.tables import failures_table
+    from inflate3d.flow.stored import flow_name
+    from inflate3d.results.prediction import Failure, printable, reason_of
+    from inflate3d.show.answers import failures_table
 
     console = Console(soft_wrap=True)
     videos = find_videos(paths)
@@ -104,40 +101,61 @@ def write_flows(
     with progress_on(console) as progress, warnings_on(console):
         task = progress.add_task("", total=None)
 
-        def pictures(stream: "FrameStream") -> "Iterator[Tensor]":
-            for frame in stream:
-                progress.update(task, completed=frame.time_seconds, total=stream.duration_seconds_estimate)
-                yield resize_picture(frame.picture, frames.short_side)
+        def tell(seconds: float, whole: float | None) -> None:
+            progress.update(task, completed=seconds, total=whole)
 
         for number, video in enumerate(videos, start=1):
-            folder = output / video.stem
+            folder = output / flow_name(video)
             progress.reset(task, description=escape(f"{number}/{len(videos)} {video.name}"), total=None)
             try:
-                stream = open_frames(video, fps=frames.fps)
-                known = {**settings, "source": video.name, "bytes": str(video.stat().st_size)}
-                done = write_flow(pictures(stream), folder, options, method=solve, settings=known)
+                pictures = SmallPictures(video, frames, tell)
+                known = {**settings, "source": video.name or folder.name, "bytes": str(video.stat().st_size)}
+                done = write_flow(pictures, folder, options, method=solve, settings=known)
                 if draw and not (folder / OVERLAY).exists():
-                    pairs = zip(pictures(stream), open_flow(folder), strict=False)
-                    write_overlay(folder / OVERLAY, pairs, fps=25.0 if frames.fps == "native" else float(frames.fps))
-                    write_png(folder / KEY, wheel_picture())
+                    _draw(folder, pictures, frames)
                 old = f", {done.num_flows - done.num_new} of them before" * (done.num_new < done.num_flows)
                 console.print(f"{folder}: {done.num_flows} flows{old}", markup=False, highlight=False)
-            except InflateError as error:
-                failures.append(Failure(printable(str(video)), printable(str(error))))
             except Exception as error:  # whatever a strange file sets off must not cost the flow of the others
-                failures.append(Failure(printable(str(video)), printable(f"{type(error).__name__}: {error}")))
+                failures.append(Failure(printable(str(video)), printable(reason_of(error))))
     if failures:
         console.print(failures_table(failures))
     return len(failures)
 
 
+class SmallPictures:
+    """The pictures of a video in the size on which flow is computed, to iterate over as often as wanted."""
+
+    def __init__(self, video: Path, frames: Frames, tell: "Callable[[float, float | None], None]") -> None:
+        from inflate3d.clips.video import open_frames
+
+        self.stream, self.short_side, self.tell = open_frames(video, fps=frames.fps), frames.short_side, tell
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        from inflate3d.clips.transforms import resize_picture
+
+        for frame in self.stream:
+            self.tell(frame.time_seconds, self.stream.duration_seconds_estimate)
+            yield resize_picture(frame.picture, self.short_side)
+
+
+def _draw(folder: Path, pictures: SmallPictures, frames: Frames) -> None:
+    from inflate3d.flow.stored import open_flow
+    from inflate3d.show.flow import wheel_picture, write_overlay, write_png
+
+    pairs = zip(pictures, open_flow(folder), strict=False)
+    write_overlay(folder / OVERLAY, pairs, fps=25.0 if frames.fps == "native" else float(frames.fps))
+    write_png(folder / KEY, wheel_picture())
+
+
 def _check_names(videos: list[Path]) -> None:
-    twice = [stem for stem, count in Counter(video.stem for video in videos).items() if count > 1]
+    from inflate3d.flow.stored import flow_name
+
+    twice = [name for name, count in Counter(map(flow_name, videos)).items() if count > 1]
     if twice:
         raise InflateError(
             "several videos have one name, and so one folder",
             where="inflate3d flow",
             expected="names that differ without their suffix",
-            got=", ".join(str(video) for video in videos if video.stem in twice[:2]),
+            got=", ".join(str(video) for video in videos if flow_name(video) in twice[:2]),
             fix="run the command for each folder of videos, with another -o",
         )

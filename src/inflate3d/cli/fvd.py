@@ -7,13 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inflate3d.atomic import check_writable, replacing
-from inflate3d.cli.predict import progress_on, warnings_on
+from inflate3d.atomic import check_writable, write_text
+from inflate3d.cli.predict import frame_rate, progress_on, warnings_on
 
 if TYPE_CHECKING:
-    from inflate3d.clips.video import Rate
     from inflate3d.results.fvd import FvdResult
-    from inflate3d.results.fvd_videos import FvdOptions, Progress, Role
+    from inflate3d.results.fvd_videos import ClipProgress, FvdOptions, Role
 
 
 def fvd(
@@ -26,7 +25,9 @@ def fvd(
             "two protocols cannot be compared."
         ),
     ] = "stylegan-v",
-    num_frames: Annotated[int, typer.Option(help="Frames in a clip.")] = 16,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames in a clip; by default 16, or what saved statistics are of.")
+    ] = None,
     frame_stride: Annotated[int, typer.Option(help="Frames of the video from one frame of a clip to the next.")] = 1,
     fps: Annotated[str, typer.Option(help="Frames per second to resample to, or `native`.")] = "native",
     num_clips: Annotated[
@@ -59,7 +60,7 @@ def fvd(
         numerics=numerics,  # type: ignore[arg-type]  # FvdOptions checks it
         num_frames=num_frames,
         frame_stride=frame_stride,
-        fps=_rate(fps),
+        fps=frame_rate(fps, "inflate3d fvd --fps"),
         num_clips=num_clips,
         seed=seed,
         batch_size=batch_size,
@@ -75,15 +76,14 @@ def fvd(
     for path, side in zip(files, (result.real, result.fake), strict=False):
         side.save(path)
     if json:
-        with replacing(json) as draft:
-            draft.write_text(result.to_json(), encoding="utf-8")
+        write_text(json, result.to_json())
     if result.failures:
         raise typer.Exit(1)
 
 
 def _measure(real: str, fake: str, options: "FvdOptions", *, model: str) -> "FvdResult":
     from inflate3d.results.fvd import measure_fvd
-    from inflate3d.show.tables import failures_table
+    from inflate3d.show.answers import failures_table
     from inflate3d.weights.load import load
 
     console = Console()
@@ -92,7 +92,7 @@ def _measure(real: str, fake: str, options: "FvdOptions", *, model: str) -> "Fvd
     with progress_on(console) as progress, warnings_on(console):
         task = progress.add_task("", total=None)
 
-        def start(role: "Role") -> "Progress":
+        def start(role: "Role") -> "ClipProgress":
             progress.reset(task, description=f"{role} clips", total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -117,10 +117,3 @@ def _figures_table(result: "FvdResult") -> Table:
         table.add_row("KVD", f"{result.kernel.value:.6f} +- {result.kernel.standard_error:.6f}")
     table.add_row("clips", f"{result.real.gaussian.count} real, {result.fake.gaussian.count} fake")
     return table
-
-
-def _rate(fps: str) -> "Rate":
-    try:
-        return float(fps)
-    except ValueError:
-        return fps  # type: ignore[return-value]  # FvdOptions knows which word it may be

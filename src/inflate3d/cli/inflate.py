@@ -27,7 +27,7 @@ def plan(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.")] = None,
 ) -> None:
     """Show what every layer of a 2D model would become in time; nothing is changed."""
-    from inflate3d.atomic import check_writable, replacing
+    from inflate3d.atomic import check_writable, write_text
     from inflate3d.inflation.build import make_plan
 
     if json:
@@ -36,8 +36,7 @@ def plan(
     decided = make_plan(model2d, preset, example=example, profile=profile)
     typer.echo(str(decided))
     if json:
-        with replacing(json) as draft:
-            draft.write_text(decided.to_json(), encoding="utf-8")
+        write_text(json, decided.to_json())
 
 
 def prove(
@@ -48,7 +47,7 @@ def prove(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the certificate as JSON.")] = None,
 ) -> None:
     """Inflate a 2D model (random weights) and print the certificate; exit code 1 if a law does not hold."""
-    from inflate3d.atomic import check_writable, replacing
+    from inflate3d.atomic import check_writable, write_text
     from inflate3d.inflation.build import inflate
     from inflate3d.inflation.proof import prove as test_laws
 
@@ -58,8 +57,7 @@ def prove(
     proof = test_laws(model2d, inflate(model2d, preset, example=example, profile=profile), example=example)
     typer.echo(str(proof))
     if json:
-        with replacing(json) as draft:
-            draft.write_text(proof.to_json(), encoding="utf-8")
+        write_text(json, proof.to_json())
     if not proof.holds:
         raise typer.Exit(1)
 

@@ -1,8 +1,10 @@
-"""`inflate3d predict`: the actions in videos, as tables, JSON, CSV and a page."""
+"""`inflate3d predict` and `inflate3d demo`: the actions in videos, as tables, JSON, CSV and a page."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -10,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from inflate3d.atomic import check_writable
-from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.atomic import check_writable, write_text
+from inflate3d.errors import InflateError, InflateWarning, check_choice
 
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
@@ -20,9 +22,13 @@ if TYPE_CHECKING:
     from inflate3d.results.network import PredictOptions
     from inflate3d.results.predict import Progress
     from inflate3d.results.prediction import Failure, VideoPrediction
+    from inflate3d.speed.optimize import Optimized
+
+    Answering = Callable[[Callable[[Source], Progress]], Iterator[VideoPrediction | Failure]]
 
 STDOUT = Path("-")
 STREAMS = ("rgb", "flow", "both")
+DEMO_MODEL = "i3d-kinetics400"
 
 
 class Outputs(NamedTuple):
@@ -44,6 +50,17 @@ class FlowStream(NamedTuple):
     weights: str | None = None
     fusion: str = "logits"
     compiled: bool = True
+
+
+# What only the flow stream uses, and what it is called on the command line
+OF_FLOW = {
+    "flow_model": "--flow-model",
+    "method": "--flow-method",
+    "stored": "--flow-from",
+    "quantizer": "--flow-quantizer",
+    "weights": "--flow-weights",
+    "fusion": "--fusion",
+}
 
 
 def predict(
@@ -117,6 +134,22 @@ def predict(
         raise typer.Exit(1)
 
 
+def demo(
+    report: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("demo/report.html"),
+) -> None:
+    """Fetch I3D and a real clip (47 and 9 MB, once), name the actions in it, and write a report page."""
+    from inflate3d.results.network import PredictOptions
+    from inflate3d.weights.fetch import fetch, fetch_demo_clip
+
+    console = Console()
+    fetch(DEMO_MODEL, report=console.print)
+    clip = fetch_demo_clip(report=console.print)
+    options = PredictOptions(stride=16, key_frames=True)
+    if show_predictions([str(clip)], DEMO_MODEL, options, top=5, outputs=Outputs(report=report)):
+        raise typer.Exit(1)
+    console.print(f"The page: {report}")
+
+
 def show_predictions(
     paths: list[str],
     model: str,
@@ -127,10 +160,9 @@ def show_predictions(
     flow: FlowStream | None = None,
 ) -> list["Failure"]:
     """Predict and print; what is done is written even if the run is stopped. Gives back what failed."""
-    from inflate3d.clips.files import find_videos
+    from inflate3d.clips.stills import find_videos
     from inflate3d.results.prediction import Failure, VideoPrediction
-    from inflate3d.show.flow import streams_table
-    from inflate3d.show.tables import failures_table, scores_table, timeline_table
+    from inflate3d.show.answers import failures_table
 
     console = Console(stderr=outputs.json == STDOUT)
     flow = flow or FlowStream()
@@ -138,71 +170,99 @@ def show_predictions(
     _check_stream(flow)
     videos = find_videos(paths)
     with warnings_on(console):
-        predict_all = _predictor(model, options, flow, videos, console)
+        networks, predict_all = _predictor(model, options, flow, videos)
+    for network in networks:
+        if network.precision == "int8":
+            console.print("; ".join(network.steps), markup=False, highlight=False)
     done: list[VideoPrediction] = []
     failures: list[Failure] = []
     try:
-        with progress_on(console) as progress, warnings_on(console):
-            task = progress.add_task("", total=None)
-
-            def start(video: object) -> "Progress":
-                name = f"{len(done) + len(failures) + 1}/{len(videos)} {Path(str(video)).name}"
-                progress.reset(task, description=escape(name), total=None)
-                return lambda seconds, total: progress.update(task, completed=seconds, total=total)
-
-            for answer in predict_all(start):
+        with closing(_answers(predict_all, len(videos), console)) as answers:
+            for answer in answers:
                 if isinstance(answer, Failure):
                     failures.append(answer)
                     continue
                 done.append(answer)
-                console.print(streams_table(answer, top) if answer.streams else scores_table(answer, top))
-                if len(answer.windows) > 1:
-                    console.print(timeline_table(answer))
+                _show(answer, top, console)
     finally:
         if failures:
             console.print(failures_table(failures))
-        _write(done, failures, outputs, settings=_settings(model, options, flow), top=top)
+        _write(done, failures, outputs, settings=_settings(model, options, flow, networks), top=top)
     return failures
 
 
 def _predictor(
-    model: str, options: "PredictOptions", flow: FlowStream, videos: "Sequence[Source]", console: Console
-) -> "Callable[[Callable[[Source], Progress]], Iterator[VideoPrediction | Failure]]":
-    """Load what is needed before a video is read; give what predicts all of them."""
+    model: str, options: "PredictOptions", flow: FlowStream, videos: "Sequence[Source]"
+) -> "tuple[list[Optimized], Answering]":
+    """Load what is needed before a video is read; give the networks and what predicts all videos."""
     from inflate3d.results.predict import optimize_for, predict_many
     from inflate3d.weights.load import load
 
     if flow.stream == "rgb":
         network = optimize_for(load(model), videos, options)
-        if network.precision == "int8":
-            console.print("; ".join(network.steps), markup=False, highlight=False)
-        return lambda progress: predict_many(network, videos, options, progress=progress)
+        options = replace(options, precision=network.precision)  # float32, where nothing else is right
+        return [network], lambda progress: predict_many(network, videos, options, progress=progress)
     from inflate3d.flow.methods import find_method
-    from inflate3d.results.two_stream import FlowOptions, Streams, check_streams, predict_streams_many
+    from inflate3d.results.two_stream import FlowOptions, Streams, optimize_streams, predict_streams_many
+    from inflate3d.speed.optimize import Optimized
 
     solve = None if flow.stored else find_method(flow.method, compiled=flow.compiled, weights=flow.weights)  # type: ignore[arg-type]  # checked there
     how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
-    streams = Streams(load(str(flow.flow_model)), load(model) if flow.stream == "both" else None)
-    check_streams(streams, options)
-    return lambda progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
+    loaded = Streams(load(str(flow.flow_model)), load(model) if flow.stream == "both" else None)
+    streams = optimize_streams(loaded, options)
+    networks = [network for network in streams if isinstance(network, Optimized)]
+    options = replace(options, precision=networks[0].precision)
+    return networks, lambda progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
+
+
+def _answers(predict_all: "Answering", count: int, console: Console) -> "Generator[VideoPrediction | Failure]":
+    """Predict one video after the other under a progress bar; warnings are printed above it."""
+    with progress_on(console) as progress, warnings_on(console):
+        task = progress.add_task("", total=None)
+        numbers = itertools.count(1)
+
+        def start(video: object) -> "Progress":
+            name = f"{next(numbers)}/{count} {Path(str(video)).name}"
+            progress.reset(task, description=escape(name), total=None)
+            return lambda seconds, total: progress.update(task, completed=seconds, total=total)
+
+        yield from predict_all(start)
+
+
+def _show(answer: "VideoPrediction", top: int, console: Console) -> None:
+    from inflate3d.show.answers import scores_table, streams_table, timeline_table
+
+    console.print(streams_table(answer, top) if answer.streams else scores_table(answer, top))
+    if len(answer.windows) > 1:
+        console.print(timeline_table(answer))
 
 
 def _check_stream(flow: FlowStream) -> None:
-    """Tell which weights make a flow stream, since none can be fetched here."""
-    idle = flow.stream == "rgb" and (flow.flow_model or flow.stored)
-    if flow.stream in STREAMS and not idle and (flow.stream == "rgb" or flow.flow_model):
-        return
-    problem = "there is no such stream" if flow.stream not in STREAMS else "the flow stream has no weights"
-    raise InflateError(
-        "flow is given, but not asked for" if idle else problem,
-        where="inflate3d predict --stream",
-        expected=f"{', '.join(STREAMS)}; with flow and both --flow-model FILE: I3D with 2 input channels, such as "
-        "flow_imagenet or flow_scratch of DeepMind (TensorFlow), flow_imagenet.pt of pytorch-i3d, model_flow.pth of "
-        "kinetics_i3d_pytorch or i3d_flow.pt of video_features",
-        got=f"--stream {flow.stream}" + " without --flow-model" * (flow.flow_model is None),
-        fix="inflate3d weights convert flow_imagenet.pt i3d-flow.safetensors --labels kinetics-400, then "
-        "--stream both --flow-model i3d-flow.safetensors",
-    )
+    """Tell which weights make a flow stream, since none can be fetched here, and which options nobody would use."""
+    where = "inflate3d predict --stream"
+    check_choice(flow.stream, STREAMS, what="stream", where=where)
+    unused = {"rgb": OF_FLOW, "flow": {"fusion": "--fusion"}, "both": {}}[flow.stream]
+    given = {name: option for name, option in unused.items() if getattr(flow, name) != getattr(FlowStream(), name)}
+    if given:
+        needed = "both" if "fusion" in given else "flow or --stream both"
+        raise InflateError(
+            "there are options for a stream that is not asked for",
+            where=where,
+            expected=f"--stream {needed} with {', '.join(given.values())}",
+            got=" ".join([f"--stream {flow.stream}", *(f"{option} {getattr(flow, n)}" for n, option in given.items())]),
+            fix=f"--stream both, or leave {' and '.join(given.values())} out",
+        )
+    if flow.stream != "rgb" and not flow.flow_model:
+        raise InflateError(
+            "the flow stream has no weights",
+            where=where,
+            expected="--flow-model FILE: I3D with 2 input channels, such as flow_imagenet or flow_scratch of DeepMind "
+            "(TensorFlow), flow_imagenet.pt of pytorch-i3d, model_flow.pth of kinetics_i3d_pytorch or i3d_flow.pt of "
+            "video_features",
+            got=f"--stream {flow.stream} without --flow-model",
+            fix="inflate3d weights convert flow_imagenet.pt i3d-flow.safetensors --labels kinetics-400, then "
+            f"--stream {flow.stream} --flow-model i3d-flow.safetensors",
+        )
 
 
 def _check_outputs(outputs: Outputs) -> None:
@@ -229,12 +289,12 @@ def _write(
     settings: dict[str, str],
     top: int,
 ) -> None:
-    from inflate3d.results.export import to_json, write_csv, write_json
-    from inflate3d.show.report import write_report
+    from inflate3d.results.prediction import to_json, write_csv
+    from inflate3d.show.answers import write_report
 
     def json(path: Path) -> None:
         text = to_json(done, failures, settings=settings, k=top)
-        typer.echo(text, nl=False) if path == STDOUT else write_json(path, text)
+        typer.echo(text, nl=False) if path == STDOUT else write_text(path, text)
 
     def csv(path: Path) -> None:
         write_csv(path, done, top)
@@ -255,18 +315,22 @@ def _write(
             where="inflate3d predict",
             expected="room and permission until the end of the run",
             got="; ".join(faults),
-            fix="mend what is told, and predict again",
+            fix="make room or name other files, and run the command again",
         )
 
 
-def _settings(model: str, options: "PredictOptions", flow: FlowStream = FlowStream()) -> dict[str, str]:  # noqa: B008
-    """What a reader needs to repeat the run."""
+def _settings(
+    model: str, options: "PredictOptions", flow: FlowStream, networks: "Sequence[Optimized]"
+) -> dict[str, str]:
+    """What a reader needs to repeat the run; the precision is the one that the networks ended with."""
     from importlib.metadata import version
 
     from inflate3d.results.prediction import printable
 
-    names = ("fps", "num_frames", "window", "stride", "crops", "precision")
+    names = ("fps", "num_frames", "window", "stride", "crops")
     chosen = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
+    chosen["precision"] = ", ".join(dict.fromkeys(network.precision for network in networks))
+    chosen["made fast"] = ", then ".join(dict.fromkeys("; ".join(network.steps) for network in networks))
     if flow.stream != "rgb":
         source = {"flow_from": str(flow.stored)} if flow.stored else {"flow_method": flow.method}
         chosen |= {"stream": flow.stream, "flow_model": str(flow.flow_model), **source}

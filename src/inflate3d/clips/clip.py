@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from inflate3d.checks import is_count, is_number, is_pair
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, check_options, is_count, is_number, is_pair
 
 MAX_COUNT = 100_000  # frames or pixels; a file that asks for more is damaged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """A run of frames from one source.
 
@@ -70,18 +69,15 @@ class ClipSpec:
 
     def __post_init__(self) -> None:
         counts = ("num_frames", "min_frames", "short_side", "crop")
-        faults = [name for name in counts if not is_count(getattr(self, name), MAX_COUNT)]
-        faults += ["fps"] * (not is_number(self.fps) or self.fps <= 0)
-        faults += ["value_range"] * (not is_pair(self.value_range) or self.value_range[0] >= self.value_range[1])
-        if not faults:
-            faults += ["crop > short_side"] * (self.crop > self.short_side)
-            faults += ["min_frames > num_frames"] * (self.min_frames > self.num_frames)
-        if faults:
-            raise InflateError(
-                f"this is no description of an input: {', '.join(faults)}",
-                where="ClipSpec",
-                expected=f"fps > 0, {', '.join(counts)} whole numbers in 1..{MAX_COUNT}, value_range (low, high); "
-                "crop <= short_side, min_frames <= num_frames",
-                got=repr(self),
-                fix="mend the values that are named",
-            )
+        kind = f"a whole number from 1 to {MAX_COUNT}"
+        rules = {name: (kind, is_count(getattr(self, name), MAX_COUNT)) for name in counts}
+        rules["fps"] = "a number above 0", is_number(self.fps) and self.fps > 0
+        rises = is_pair(self.value_range) and self.value_range[0] < self.value_range[1]
+        rules["value_range"] = "(smallest, largest)", rises
+        self._check(rules)
+        pairs = (("min_frames", "num_frames"), ("crop", "short_side"))
+        self._check({low: (f"{high} at most", getattr(self, low) <= getattr(self, high)) for low, high in pairs})
+
+    def _check(self, rules: dict[str, tuple[str, bool]]) -> None:
+        fix = "write it as I3D's is: ClipSpec(25.0, 64, 9, 256, 224, (-1.0, 1.0))"
+        check_options(self, rules, problem="this is no description of an input", fix=fix)

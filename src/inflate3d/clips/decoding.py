@@ -1,10 +1,13 @@
-"""One video file to decoded frames with their timestamps: which stream, what is damaged, what FFmpeg refuses."""
+"""One video file to decoded frames with rising times: which stream, what is damaged, what timestamps are mended."""
 
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import av
 from av.container import InputContainer
@@ -12,10 +15,28 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from inflate3d.clips.timestamps import Stamped
+from inflate3d.clips.sampling import Timed
 from inflate3d.errors import InflateError, InflateWarning
 
+T = TypeVar("T")
+
 MAX_READ_ERRORS = 64  # in a row, before the rest of a file is given up
+MAX_LOST_SECONDS = 60  # between the last frame before damage and the same one found again
+LOOK_AHEAD = 16  # H.264 and HEVC reorder frames by 16 at most
+MAX_PAUSE_SECONDS = 600  # from one frame to the next; what is longer is taken for a wrong timestamp
+MISSING = "some frames have no timestamp; each is taken to come one frame interval after the one before"
+UNSORTED = "timestamps do not rise; the frames keep the decoder's order and get the sorted timestamps"
+RESTARTED = "timestamps jump back (streams joined end to end?); time goes on from the last frame"
+JUMPED = "timestamps jump ahead by more than 10 minutes; time goes on from the last frame"
+
+
+class Stamped(NamedTuple, Generic[T]):
+    """A frame as the decoder gave it out, with its own timestamp and duration in seconds, where it has them."""
+
+    time: Fraction | None
+    duration: Fraction | None
+    item: T
+
 
 Decoded = Stamped[VideoFrame]
 
@@ -24,7 +45,17 @@ def open_container(path: Path) -> InputContainer:
     """Open a file that FFmpeg knows.
 
     Raises:
-        InflateError: The file is empty, was cut off before its index was written, or is no video.
+        InflateError: The file cannot be read, is empty, was cut off before its index was written, or is no video.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "still.gif"
+        ...     Image.new("L", (16, 16)).save(path)
+        ...     with open_container(path) as container:
+        ...         container.format.name, video_stream(container, path).codec_context.name
+        ('gif', 'gif')
     """
     try:
         # absolute, so that FFmpeg takes no colon in a name for a protocol
@@ -79,18 +110,50 @@ def decode(path: Path) -> Iterator[Decoded]:
     """Decode a file in the order of the decoder, keeping all that can be decoded.
 
     Threads decode until the first sign of damage. Decoders with threads lose intact frames around a damaged one, more
-    of them the more cores there are; so from there on one thread decodes, starting again behind the scenes.
+    of them the more cores there are; so from there on one thread decodes, starting again behind the scenes. At the end
+    of a file fewer frames than packets are such a sign too. They are none in a few old kinds of files with packets that
+    show nothing (VP8 with alternative reference frames, fields in packets of their own): these are decoded twice.
 
     Raises:
         InflateError: Not a single frame can be decoded, or the file cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> pictures = [Image.new("L", (16, 16), 40 * i) for i in range(3)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pictures[0].save(f"{folder}/a.gif", save_all=True, append_images=pictures[1:], duration=100)
+        ...     [str(frame.time) for frame in decode(Path(folder) / "a.gif")]
+        ['0', '1/10', '1/5']
     """
     given = 0
+    last: Fraction | None = None
     try:
         for frame in _Pass(path, threads=True).frames():
             yield frame
-            given += 1
+            given, last = given + 1, frame.time
     except _DamageError:
-        yield from islice(_Pass(path, threads=False).frames(), given, None)
+        yield from _behind(_Pass(path, threads=False).frames(), given, last, path)
+
+
+def _behind(frames: Iterator[Decoded], given: int, last: Fraction | None, path: Path) -> Iterator[Decoded]:
+    """Leave out what was given already, up to the frame of the time `last`; by count where it has none."""
+    rest = islice(frames, max(given - 1, 0), None)
+    lost = 0
+    for frame in rest if given else ():
+        if last is None or frame.time == last:
+            break
+        if frame.time is None or not last - MAX_LOST_SECONDS < frame.time < last:
+            yield frame
+            break
+        lost += 1  # with threads fewer frames came out up to the last one than there are
+    if lost:
+        warnings.warn(
+            f"{path}: {lost} frames before {float(last or 0):.2f} s were lost beside damage",
+            InflateWarning,
+            stacklevel=2,
+        )
+    yield from rest
 
 
 class _DamageError(Exception):
@@ -103,8 +166,9 @@ class _Pass:
     def __init__(self, path: Path, *, threads: bool) -> None:
         self.path, self.threads = path, threads
         self.num_packets = self.num_frames = self.num_damaged = 0
-        self.first: Fraction | None = None  # the smallest timestamp
-        self.end = Fraction(0)  # where the frames so far end, counted from it
+        self.first: Fraction | None = None  # the timestamp that counts as zero: the smallest one, unless they jump
+        self.latest: Fraction | None = None
+        self.end = Fraction(0)  # where the frames so far end, counted from the first
         self.paused = Fraction(0)
 
     def frames(self) -> Iterator[Decoded]:
@@ -159,7 +223,11 @@ class _Pass:
         time = None if frame.pts is None or base is None else frame.pts * base
         duration = frame.duration * base if frame.duration and base else None
         if time is not None:
-            self.first = time if self.first is None else min(self.first, time)
+            if self.first is None or self.latest is None:
+                self.first = time
+            elif abs(time - self.latest) > MAX_PAUSE_SECONDS:
+                self.first = time - self.end
+            self.first, self.latest = min(self.first, time), time
             pause = time - self.first - self.end
             self.paused += pause if pause > 1 else 0
             self.end = max(self.end, time - self.first + (duration or 0))
@@ -197,9 +265,25 @@ class _Pass:
             warnings.warn(f"{self.path}: {'; '.join([*faults, kept])}", InflateWarning, stacklevel=2)
 
 
+def unreadable(path: Path, error: OSError) -> InflateError:
+    """Tell that the system does not let a file or folder be read."""
+    return InflateError(
+        "the file or folder cannot be read",
+        where=str(path),
+        expected="a file or folder that you may read",
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        fix=f"chmod u+rX '{path}'",
+    )
+
+
 def _refused(path: Path, error: av.FFmpegError) -> InflateError:
     """Find out why FFmpeg does not open a file."""
-    size = path.stat().st_size
+    try:
+        size, boxes = path.stat().st_size, _boxes(path)
+        with path.open("rb") as file:
+            start = file.read(24)
+    except OSError as failure:
+        return unreadable(path, failure)
     if size == 0:
         return InflateError(
             "the file is empty",
@@ -208,7 +292,6 @@ def _refused(path: Path, error: av.FFmpegError) -> InflateError:
             got="0 bytes",
             fix="copy or download the file again",
         )
-    boxes = _boxes(path)
     if "mdat" in boxes and "moov" not in boxes:
         return InflateError(
             "the index (moov) is missing, so the file was probably cut off while it was written or copied",
@@ -217,14 +300,12 @@ def _refused(path: Path, error: av.FFmpegError) -> InflateError:
             got=f"{size} bytes with the boxes {', '.join(boxes)}",
             fix="copy or download it again, or rebuild the index from an intact file of the same camera with `untrunc`",
         )
-    with path.open("rb") as file:
-        start = file.read(24)
     return InflateError(
         "FFmpeg cannot open the file",
         where=str(path),
         expected="a video in a format that FFmpeg knows (MP4, MOV, MKV, WebM, AVI, MPEG, GIF, ...)",
         got=f"{size} bytes that begin with {start!r} ({error.strerror})",
-        fix="check that the file is a video, and copy or download it again",
+        fix="pass a video, or copy or download this one again",
     )
 
 
@@ -245,3 +326,97 @@ def _boxes(path: Path) -> list[str]:
             names.append(name)
             position += length or size
     return names if names and names[0] in {"ftyp", "wide", "free", "skip", "mdat"} else []
+
+
+def rising_times(stamped: Iterable[Stamped[T]], interval: Fraction, *, source: str) -> Iterator[Timed[T]]:
+    """Give frames strictly rising times from 0 on; the order of the frames is not touched.
+
+    The decoder's order is believed, its timestamps are not (XviD in AVI says 1, 2, 4, 3, 5, 7, 6):
+
+    * the sorted timestamps are given out in the order of the frames, sorting `LOOK_AHEAD` frames at most;
+    * a jump back further than that (streams joined end to end), or ahead by more than `MAX_PAUSE_SECONDS`, goes on one
+      interval after the frame before;
+    * a frame without a timestamp comes one interval after the frame before;
+    * a frame whose timestamp was given out already comes halfway between the frame before and the next timestamp.
+
+    Each kind is warned about once. Holds `LOOK_AHEAD + 1` frames.
+
+    Args:
+        stamped: Frames in the order of the decoder.
+        interval: Seconds from one frame to the next, where the timestamps do not say.
+        source: The file, for warnings.
+
+    Example:
+        >>> frames = [Stamped(Fraction(seconds), None, name) for seconds, name in [(7, "a"), (8, "b"), (11, "c")]]
+        >>> [(str(time), name) for time, _, name in rising_times(frames, Fraction(1), source="x.avi")]
+        [('0', 'a'), ('1', 'b'), ('4', 'c')]
+    """
+    clock = _Clock[T](interval)
+    warned: set[str] = set()
+    newest: Fraction | None = None
+    for frame in stamped:
+        fault = clock.fault(frame.time, newest)
+        if fault and fault not in warned:
+            warned.add(fault)
+            warnings.warn(f"{source}: {fault}", InflateWarning, stacklevel=2)
+        if fault in {RESTARTED, JUMPED}:
+            yield from clock.drain()
+        newest = frame.time if frame.time is not None else newest
+        clock.push(frame)
+        if len(clock.queue) > LOOK_AHEAD:
+            yield clock.pop()
+    yield from clock.drain()
+
+
+class _Clock(Generic[T]):
+    """The frames that wait, their timestamps sorted apart from them, and the time given out last."""
+
+    def __init__(self, interval: Fraction) -> None:
+        self.interval = interval
+        self.queue: deque[Stamped[T]] = deque()
+        self.times: list[Fraction] = []
+        self.last: Fraction | None = None
+        self.offset: Fraction | None = None  # from timestamps to times, known once the smallest timestamp is
+
+    def fault(self, time: Fraction | None, newest: Fraction | None) -> str | None:
+        """Name what is wrong with a timestamp, given the one before."""
+        if time is None:
+            return MISSING
+        if newest is not None and time - newest > MAX_PAUSE_SECONDS:
+            return JUMPED
+        behind = self.last is not None and self.offset is not None and time + self.offset < self.last
+        if behind or (newest is not None and newest - time > MAX_PAUSE_SECONDS):
+            return RESTARTED
+        return UNSORTED if newest is not None and time <= newest else None
+
+    def push(self, frame: Stamped[T]) -> None:
+        self.queue.append(frame)
+        if frame.time is not None:
+            heappush(self.times, frame.time)
+
+    def pop(self) -> Timed[T]:
+        """Give out the frame that waited longest, with the smallest timestamp."""
+        frame = self.queue.popleft()
+        time = soonest = Fraction(0) if self.last is None else self.last + self.interval
+        if frame.time is not None:
+            stamp = heappop(self.times)
+            if self.offset is None:
+                self.offset = soonest - stamp
+            time = stamp + self.offset
+            if self.last is not None and time <= self.last:
+                time = self.between(soonest)
+        self.last = time
+        return Timed(time, frame.duration or self.interval, frame.item)
+
+    def between(self, soonest: Fraction) -> Fraction:
+        """Halfway from the time given out last to the next one known, so that a delay does not build up."""
+        assert self.last is not None
+        assert self.offset is not None
+        later = [stamp + self.offset for stamp in self.times if stamp + self.offset > self.last]
+        return (self.last + min(later)) / 2 if later else soonest
+
+    def drain(self) -> Iterator[Timed[T]]:
+        """Give out all that wait, and take the next timestamp for the start of another stream."""
+        while self.queue:
+            yield self.pop()
+        self.offset = None

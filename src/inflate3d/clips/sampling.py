@@ -188,7 +188,7 @@ def loop_frames(clip: ClipOrTensor, num_frames: int) -> ClipOrTensor:
             where="loop_frames",
             expected="at least one frame",
             got=f"{list(data.shape)}, time is the third axis from the end",
-            fix="check how the clip was read",
+            fix="read at least one frame: read_clip(source, num_frames=1)",
         )
     if length >= num_frames:
         return clip

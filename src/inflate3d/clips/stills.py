@@ -1,9 +1,10 @@
-"""Folders of pictures and arrays as sources of timed frames."""
+"""What a path or an array means: which videos, which pictures of a folder, and their times."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import partial
+from glob import glob
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +17,93 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.checks import is_number
 from inflate3d.clips.clip import Clip
+from inflate3d.clips.decoding import unreadable
 from inflate3d.clips.sampling import Timed
 from inflate3d.clips.transforms import as_tensor, check_range, to_range
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_number
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    *(".wmv", ".flv", ".ogv", ".3gp", ".vob", ".mxf", ".y4m", ".h264", ".hevc"),
+)
+
+
+def find_videos(paths: Sequence[str | Path]) -> list[Path]:
+    """List the videos under files, folders and globs, each once, in natural order within a folder.
+
+    A folder is searched to its depths for files with a video's suffix; a folder that holds pictures, and no video at
+    any depth, is itself one video; one that is linked to from several places is searched once. A file that is named is
+    taken whatever its suffix. A path where nothing is, a named folder with nothing in it and a folder that may not be
+    read stay in the list, so that reading them can say so.
+
+    Raises:
+        InflateError: There are no paths, or one is empty.
+
+    Example:
+        >>> find_videos(["not-there.mp4"])
+        [PosixPath('not-there.mp4')]
+    """
+    if not paths or "" in map(str, paths):
+        raise InflateError(
+            "there is nothing to read",
+            where="find_videos",
+            expected=f"files named {', '.join(VIDEO_SUFFIXES)}, or folders of {', '.join(IMAGE_SUFFIXES)}",
+            got="an empty path" if paths else "no paths",
+            fix="name the files themselves; the current folder is .",
+        )
+    found: dict[Path, None] = {}
+    for path in paths:
+        there = _is_there(Path(path))
+        names = [str(path)] if there else sorted(glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns too
+        for named in map(Path, names or [str(path)]):
+            found.update(dict.fromkeys(_under(named, set()) or [named]))
+    return list(found)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # reading it says so
+        return True
+
+
+def _under(path: Path, searched: set[Path]) -> list[Path]:
+    """List the videos in a folder and below; none for what is no folder."""
+    try:
+        if path.resolve() in searched or not path.is_dir():  # links may lead back up
+            return []
+        searched.add(path.resolve())
+        items = sorted((item for item in path.iterdir() if not item.name.startswith(".")), key=natural_key)
+        videos = [item for item in items if item.suffix.lower() in VIDEO_SUFFIXES and item.is_file()]
+        folders = [item for item in items if item.is_dir()]
+        pictures = pictures_in(path)
+    except PermissionError:
+        return [path]
+    below = [video for folder in folders for video in _under(folder, searched)]
+    return [*videos, *below] or ([path] if pictures else [])
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """List the pictures of a folder in natural order; hidden ones, such as a Mac leaves beside each file, are none.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("f10.png", "f2.png", "._f2.png", "notes.txt"):
+        ...         (Path(folder) / name).touch()
+        ...     [path.name for path in pictures_in(Path(folder))]
+        ['f2.png', 'f10.png']
+    """
+    return sorted(
+        (item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and _is_shown(item)),
+        key=natural_key,
+    )
+
+
+def _is_shown(item: Path) -> bool:
+    return not item.name.startswith(".") and item.is_file()
 
 
 def natural_key(path: Path) -> list[tuple[int, str]]:
@@ -37,12 +118,12 @@ def natural_key(path: Path) -> list[tuple[int, str]]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the pictures of a folder in natural order.
+    """List the pictures of a folder in natural order, at least one.
 
     Raises:
         InflateError: The folder holds no picture.
     """
-    files = sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    files = pictures_in(folder)
     if not files:
         names = sorted(path.name for path in folder.iterdir())
         raise InflateError(
@@ -59,24 +140,41 @@ def read_image(path: Path) -> VideoFrame:
     """Decode one picture.
 
     Raises:
-        InflateError: The file is no picture.
+        InflateError: The file cannot be read, or is no picture.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (40, 30)).save(f"{folder}/f1.png")
+        ...     read_image(Path(folder) / "f1.png").width
+        40
     """
     try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
         # from memory, because FFmpeg would take a % in the name for a numbering pattern
-        with av.open(BytesIO(path.read_bytes()), "r") as container:
+        with av.open(BytesIO(data), "r") as container:
             return next(container.decode(video=0))
     except (av.FFmpegError, StopIteration, IndexError) as error:
         raise InflateError(
             "the picture cannot be decoded",
             where=str(path),
             expected=f"a picture of one of the kinds {', '.join(IMAGE_SUFFIXES)}",
-            got=f"{path.stat().st_size} bytes ({error or type(error).__name__})",
+            got=f"{len(data)} bytes ({error or type(error).__name__})",
             fix="write the frame again, or take it out of the folder",
         ) from error
 
 
 def at_even_times(items: Iterator[Any], frames_fps: Fraction) -> Iterator[Timed[Any]]:
-    """Give items the times 0, 1/fps, 2/fps, ..."""
+    """Give items the times 0, 1/fps, 2/fps, ...
+
+    Example:
+        >>> [(str(time), item) for time, _, item in at_even_times(iter("abc"), Fraction(10))]
+        [('0', 'a'), ('1/10', 'b'), ('1/5', 'c')]
+    """
     for i, item in enumerate(items):
         yield Timed(i / frames_fps, 1 / frames_fps, item)
 
@@ -90,6 +188,10 @@ def checked_array(array: NDArray[Any] | Tensor, value_range: tuple[float, float]
 
     Raises:
         InflateError: Another shape or dtype, no frame, no declared range, or values outside of it.
+
+    Example:
+        >>> checked_array(np.zeros((5, 32, 40, 3), np.uint8), None).shape
+        torch.Size([5, 32, 40, 3])
     """
     frames = as_tensor(array)
     fault = None
@@ -104,7 +206,9 @@ def checked_array(array: NDArray[Any] | Tensor, value_range: tuple[float, float]
             where="open_frames",
             expected="[t, h, w, 3] in the order red, green, blue, or grey [t, h, w]",
             got=f"{list(frames.shape)} {frames.dtype}",
-            fix="move the channels last: array.transpose(0, 2, 3, 1)" if channels_first else "reshape the array",
+            fix="move the channels last: array.transpose(0, 2, 3, 1)"
+            if channels_first
+            else "stack pictures [h, w, 3]: numpy.stack(pictures)",
         )
     if frames.is_floating_point() and value_range is None:
         raise InflateError(
@@ -124,6 +228,10 @@ def clip_times(clip: Clip) -> list[Fraction]:
 
     Raises:
         InflateError: The times do not rise.
+
+    Example:
+        >>> clip_times(Clip(torch.zeros(3, 2, 8, 8), torch.tensor([7.0, 7.5]), "mine", (0.0, 1.0)))
+        [Fraction(0, 1), Fraction(1, 2)]
     """
     seconds = clip.times_seconds.tolist()
     if not all(map(is_number, seconds)) or any(later <= earlier for earlier, later in pairwise(seconds)):
@@ -138,13 +246,24 @@ def clip_times(clip: Clip) -> list[Fraction]:
 
 
 def at_clip_times(items: Iterator[Any], times: list[Fraction], interval: Fraction) -> Iterator[Timed[Any]]:
-    """Give items the times of a clip's frames; the last is shown as long as the one before, or for `interval`."""
+    """Give items the times of a clip's frames; the last is shown as long as the one before, or for `interval`.
+
+    Example:
+        >>> times = [Fraction(0), Fraction(1, 2)]
+        >>> [str(duration) for _, duration, _ in at_clip_times(iter("ab"), times, Fraction(1, 25))]
+        ['1/2', '1/2']
+    """
     ends = [*times[1:], times[-1] + (times[-1] - times[-2] if len(times) > 1 else interval)]
     return (Timed(time, end - time, item) for time, end, item in zip(times, ends, items, strict=True))
 
 
 def picture_at(frames: Tensor, value_range: tuple[float, float], index: int) -> NDArray[np.uint8]:
-    """Take one frame of a checked array as `[h, w, 3]` uint8."""
+    """Take one frame of a checked array as `[h, w, 3]` uint8.
+
+    Example:
+        >>> picture_at(torch.ones(5, 2, 2), (0.0, 1.0), 4)[0, 0].tolist()
+        [255, 255, 255]
+    """
     frame = frames[index]
     if frame.is_floating_point():
         frame = to_range(frame, (0.0, 255.0), value_range=value_range).round_().clamp_(0, 255).to(torch.uint8)
@@ -155,5 +274,10 @@ def picture_at(frames: Tensor, value_range: tuple[float, float], index: int) -> 
 
 
 def array_items(frames: Tensor, value_range: tuple[float, float] | None) -> Iterator[partial[NDArray[np.uint8]]]:
-    """Give each frame of an array as a call that makes its picture."""
+    """Give each frame of an array as a call that makes its picture.
+
+    Example:
+        >>> [draw().shape for draw in array_items(torch.zeros(2, 30, 40, 3, dtype=torch.uint8), None)]
+        [(30, 40, 3), (30, 40, 3)]
+    """
     return (partial(picture_at, frames, value_range or (0.0, 255.0), index) for index in range(len(frames)))

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inflate3d.axes import frames_to_clip
-from inflate3d.checks import is_pair
 from inflate3d.clips.clip import Clip, ClipSpec
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice, is_pair
 
 ClipOrTensor = TypeVar("ClipOrTensor", Clip, Tensor)
 CropKind = Literal["center", "three", "five", "ten"]
@@ -103,7 +102,12 @@ def resize_short_side(frames: Tensor, short_side: int) -> Tensor:
 
 
 def as_tensor(array: NDArray[Any] | Tensor) -> Tensor:
-    """Share the memory of an array, or copy it where torch cannot: `array[..., ::-1]` runs backwards through it."""
+    """Share the memory of an array, or copy it where torch cannot: `array[..., ::-1]` runs backwards through it.
+
+    Example:
+        >>> as_tensor(np.arange(3)[::-1]).tolist()
+        [2, 1, 0]
+    """
     return array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
 
 
@@ -148,14 +152,7 @@ def crops(frames: Tensor, size: int, kind: CropKind = "center") -> dict[str, Ten
         ['left', 'center', 'right']
     """
     height, width = frames.shape[-2:]
-    if kind not in CROPS:
-        raise InflateError(
-            "there are no such crops",
-            where="crops",
-            expected=", ".join(CROPS),
-            got=repr(kind),
-            fix=f"did you mean {nearest_names(str(kind), CROPS)}?",
-        )
+    check_choice(kind, CROPS, what="crop", where="crops")
     if min(height, width) < size:
         raise InflateError(
             "the frames are smaller than the crop",
@@ -200,7 +197,9 @@ def check_range(data: Tensor, value_range: tuple[float, float], *, where: str = 
             where=where,
             expected="uint8 with value_range (0, 255), or floating point with (smallest, largest)",
             got=f"{data.dtype} with value_range {value_range}",
-            fix="convert other integers: data.to(torch.uint8) if they lie in 0..255",
+            fix="convert other integers: data.to(torch.uint8) if they lie in 0..255"
+            if low < high
+            else "name the smaller value first: value_range=(0.0, 1.0)",
         )
     if data.dtype == torch.uint8 or data.numel() == 0:
         return
@@ -214,7 +213,9 @@ def check_range(data: Tensor, value_range: tuple[float, float], *, where: str = 
         where=where,
         expected=f"values in {low:g}..{high:g}, as declared by value_range",
         got=f"{data.dtype} values from {smallest:.6g} to {largest:.6g}",
-        fix=f"declare value_range={likely} if that is what black and white are" if likely else "check the frames",
+        fix=f"declare value_range={likely} if that is what black and white are"
+        if likely
+        else f"if they mean nothing: data.nan_to_num().clamp({low:g}, {high:g})",
     )
 
 

@@ -17,9 +17,16 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.checks import is_count, is_number
 from inflate3d.clips.clip import Clip
-from inflate3d.clips.decoding import decode, frame_interval, header_seconds, open_container, video_stream
+from inflate3d.clips.decoding import (
+    decode,
+    frame_interval,
+    header_seconds,
+    open_container,
+    rising_times,
+    unreadable,
+    video_stream,
+)
 from inflate3d.clips.sampling import Timed, exact_fps, nearest_frames
 from inflate3d.clips.stills import (
     array_items,
@@ -30,8 +37,7 @@ from inflate3d.clips.stills import (
     image_files,
     read_image,
 )
-from inflate3d.clips.timestamps import rising_times
-from inflate3d.errors import InflateError, InflateWarning, nearest_names
+from inflate3d.errors import InflateError, InflateWarning, is_count, is_number, nearest_names
 
 Picture = NDArray[np.uint8]
 Source = str | Path | Clip | NDArray[Any] | Tensor
@@ -95,26 +101,35 @@ def open_frames(
         value_range: What black and white are in a floating-point array.
 
     Raises:
-        InflateError: The source does not exist or holds no frames, or an argument does not fit it. That no frame of a
-            video file can be decoded turns out while reading.
+        InflateError: The source does not exist, cannot be read or holds no frames, or an argument does not fit it. That
+            no frame of a video file can be decoded turns out while reading.
 
     Example:
         >>> stream = open_frames(np.zeros((6, 32, 40, 3), np.uint8), fps=10, frames_fps=30)
         >>> [frame.time_seconds for frame in stream]
         [0.0, 0.1]
     """
-    _check_source(source, value_range, frames_fps)
     wanted = None if fps == "native" else _rate(fps, "fps")
-    if isinstance(source, Clip):
-        stream = _clip_stream(source, wanted or Fraction(25))
-    elif isinstance(source, str | Path) and not Path(source).is_dir():
-        stream = _file_stream(Path(source))
-    else:
-        taken = wanted or Fraction(25) if frames_fps is None else _rate(frames_fps, "frames_fps")
-        stream = _still_stream(source, taken, value_range)
+    try:
+        _check_source(source, value_range, frames_fps)
+        stream = _stream_of(source, wanted or Fraction(25), frames_fps, value_range)
+    except OSError as error:
+        raise unreadable(Path(source_name(source)), error) from error
     if wanted is None:
         return stream
     return FrameStream(stream.source, stream.duration_seconds_estimate, lambda: nearest_frames(stream.timed(), wanted))
+
+
+def _stream_of(
+    source: Source, fps: Fraction, frames_fps: float | Fraction | None, value_range: tuple[float, float] | None
+) -> FrameStream:
+    """Open a source at its own rate; where that is not known it is `fps`."""
+    if isinstance(source, Clip):
+        return _clip_stream(source, fps)
+    if isinstance(source, str | Path) and not Path(source).is_dir():
+        return _file_stream(Path(source))
+    taken = fps if frames_fps is None else _rate(frames_fps, "frames_fps")
+    return _still_stream(source, taken, value_range)
 
 
 def read_clip(
@@ -157,7 +172,13 @@ def read_clip(
             fix="leave both out to read all",
         )
     stream = open_frames(source, fps=fps, frames_fps=frames_fps, value_range=value_range)
-    start = Fraction(start_seconds).limit_denominator(1_000_000)
+    frames = _part(stream, Fraction(start_seconds).limit_denominator(1_000_000), num_frames)
+    data = torch.from_numpy(np.stack([frame.picture for frame in frames])).permute(3, 0, 1, 2)
+    times = torch.tensor([frame.time_seconds for frame in frames], dtype=torch.float64)
+    return Clip(data, times, stream.source)
+
+
+def _part(stream: FrameStream, start: Fraction, num_frames: int | None) -> list[Frame]:
     end = Fraction(0)
 
     def from_start() -> Iterator[Timed[Draw]]:
@@ -173,16 +194,21 @@ def read_clip(
             "the video ends before the part to read",
             where=stream.source,
             expected=f"start_seconds below {float(end):.2f}",
-            got=f"start_seconds={start_seconds}",
-            fix="start earlier",
+            got=f"start_seconds={float(start):g}",
+            fix=f"for its last second: start_seconds={max(float(end) - 1, 0):.2f}",
         )
-    data = torch.from_numpy(np.stack([frame.picture for frame in frames])).permute(3, 0, 1, 2)
-    times = torch.tensor([frame.time_seconds for frame in frames], dtype=torch.float64)
-    return Clip(data, times, stream.source)
+    return frames
 
 
 def drawn(timed: Iterator[Timed[Draw]]) -> Iterator[Frame]:
-    """Make the pictures of the frames that are given out, each one once."""
+    """Make the pictures of the frames that are given out, each one once.
+
+    Example:
+        >>> stream = open_frames(np.zeros((3, 32, 40, 3), np.uint8), fps=50, frames_fps=25)
+        >>> frames = list(drawn(stream.timed()))
+        >>> len(frames), frames[0].picture is frames[1].picture
+        (6, True)
+    """
     last: Draw | None = None
     picture: Picture | None = None
     for time, _, draw in timed:
@@ -245,14 +271,7 @@ def _rate(fps: Rate, name: str) -> Fraction:
 
 def _file_stream(path: Path) -> FrameStream:
     if not path.exists():
-        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InflateError(
-            "there is no such file",
-            where=str(path),
-            expected="a video file or a folder of pictures",
-            got=f"nothing at this path; {'the folder' if path.parent.is_dir() else 'nor the folder'} {path.parent}",
-            fix=f"did you mean {nearest_names(path.name, names)}?" if names else "check the path",
-        )
+        raise _missing(path)
     with open_container(path) as container:
         stream = video_stream(container, path)
         interval, seconds = frame_interval(stream), header_seconds(container, stream)
@@ -263,6 +282,18 @@ def _file_stream(path: Path) -> FrameStream:
             yield Timed(time, duration, partial(draw, frame))
 
     return FrameStream(str(path), seconds, timed)
+
+
+def _missing(path: Path) -> InflateError:
+    folder = next(above for above in path.absolute().parents if above.is_dir())
+    names = [item.name for item in folder.iterdir()] if folder == path.absolute().parent else []
+    return InflateError(
+        "there is no such file",
+        where=str(path),
+        expected="a video file or a folder of pictures",
+        got=f"nothing at this path; the folder that is there is {folder}",
+        fix=f"did you mean {nearest_names(path.name, names)}?" if names else f"see what is there: ls '{folder}'",
+    )
 
 
 def _clip_stream(clip: Clip, fps: Fraction) -> FrameStream:

@@ -3,11 +3,12 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -17,18 +18,17 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.atomic import replacing
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError
+from inflate3d.atomic import replacing, write_text
+from inflate3d.errors import InflateError, check_options, is_count
 from inflate3d.flow.methods import FlowMethod
-from inflate3d.flow.quantize import BOUND_PIXELS, Quantizer, check_quantizer, quantize
+from inflate3d.flow.quantize import BOUND_PIXELS, QUANTIZERS, Quantizer, check_quantizer, quantize
 
 LayoutName = Literal["denseflow", "mmaction2", "tsn", "npz", "mp4"]
-Progress = Callable[[int], None]  # pairs that are done
 
 RECORD = "flow.json"  # what is in the folder, and whether it is whole
 PARTS = ".parts"  # flows that wait until they can be written into one file
 AXES = ("x", "y")
+NO_BYTES: tuple[Quantizer, ...] = ("none", "video-features")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class FlowFileOptions:
 
     Raises:
         InflateError: A value is not allowed.
+
+    Example:
+        >>> FlowFileOptions(layout="mmaction2").codes
+        'mmaction2'
     """
 
     layout: LayoutName = "denseflow"
@@ -83,21 +87,21 @@ class FlowFileOptions:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        faults = [f"layout={self.layout!r}"] * (self.layout not in LAYOUTS)
-        faults += [f"jpeg_quality={self.jpeg_quality!r}"] * (not is_count(self.jpeg_quality, 100))
-        faults += [f"batch_size={self.batch_size!r}"] * (not is_count(self.batch_size))
-        faults += [f"quantizer={self.quantizer!r}"] * (
-            self.quantizer in {"none", "video-features"} and self.layout != "npz"
+        bytes_only = self.layout in LAYOUTS and self.layout != "npz"
+        codes = ", ".join(name for name in QUANTIZERS if name not in NO_BYTES)
+        check_options(
+            self,
+            {
+                "layout": (", ".join(LAYOUTS), self.layout in LAYOUTS),
+                "quantizer": (
+                    f"{codes}, or None; {' and '.join(NO_BYTES)} give no bytes, and go with layout='npz' only",
+                    not (bytes_only and self.quantizer in NO_BYTES),
+                ),
+                "jpeg_quality": ("a whole number from 1 to 100", is_count(self.jpeg_quality, 100)),
+                "batch_size": ("1 or more", is_count(self.batch_size)),
+            },
+            problem="flow cannot be written so",
         )
-        if faults:
-            raise InflateError(
-                "flow cannot be written so",
-                where="FlowFileOptions",
-                expected=f"layout {', '.join(get_args(LayoutName))}; jpeg_quality 1 to 100; batch_size >= 1; "
-                "the quantizers none and video-features, which give no bytes, with npz only",
-                got=", ".join(faults),
-                fix="change it to an allowed value",
-            )
         check_quantizer(self.quantizer or "none", self.bound)
 
     @property
@@ -128,7 +132,6 @@ def write_flow(
     *,
     method: FlowMethod,
     settings: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
 ) -> FlowFiles:
     """Write the flow between neighbouring pictures into a folder.
 
@@ -142,7 +145,6 @@ def write_flow(
         method: What `find_method` gives.
         settings: What the flow depends on besides the options, such as source, rate, method; kept in flow.json, so
             that a later run with others does not mix the two.
-        progress: Called after each pair with the number of pairs that are done.
 
     Raises:
         InflateError: There are fewer than two pictures; the folder holds something else, or flow made with other
@@ -161,26 +163,22 @@ def write_flow(
     known = run.begin()
     if known is not None:
         return FlowFiles(folder, known, 0)
-    num_pictures = 0
-    previous: Tensor | None = None
-    for picture in pictures:
-        run.image(num_pictures, picture)
-        if previous is not None:
-            run.pair(num_pictures - 1, previous, picture)
-            if progress:
-                progress(num_pictures - len(run.waiting))
-        previous, num_pictures = picture, num_pictures + 1
-    run.flush()
-    if num_pictures < 2:
+    stream = iter(pictures)
+    first = list(islice(stream, 1))
+    num_flows = 0
+    for one, two in pairwise(chain(first, stream)):
+        run.pair(num_flows, one, two)
+        num_flows += 1
+    if not num_flows:
         raise InflateError(
-            "flow leads from one frame to the next",
+            "there are fewer than two frames",
             where=str(folder),
-            expected="two frames or more",
-            got=f"{num_pictures} frames",
+            expected="two frames or more, for flow leads from one to the next",
+            got=f"{len(first)} frames",
             fix="take a longer video, or a higher rate (--fps native)",
         )
-    run.finish(num_pictures - 1)
-    return FlowFiles(folder, num_pictures - 1, run.num_new)
+    run.finish(num_flows)
+    return FlowFiles(folder, num_flows, run.num_new)
 
 
 @dataclass
@@ -207,7 +205,6 @@ class _Run:
         if not path.exists():
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise self.refusal("the folder holds something else", "an empty or new folder", "other files")
-            self.note(None)
             return None
         try:
             found = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -250,6 +247,10 @@ class _Run:
             _write_jpeg(path, picture, self.options.jpeg_quality)
 
     def pair(self, index: int, first: Tensor, second: Tensor) -> None:
+        if index == 0:
+            self.note(None)  # not before: a video of one frame leaves nothing behind
+            self.image(0, first)
+        self.image(index + 1, second)
         if not self.is_done(index):
             self.waiting.append((index, first, second))
         if len(self.waiting) == self.options.batch_size:
@@ -275,6 +276,7 @@ class _Run:
             _write_jpeg(path, plane, self.options.jpeg_quality)
 
     def finish(self, num_flows: int) -> None:
+        self.flush()
         parts = [self.files(index)[0] for index in range(num_flows)]
         if self.options.layout == "npz":
             _write_npz(self.single_files()[0], parts, self.options)
@@ -285,8 +287,7 @@ class _Run:
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
     def note(self, num_flows: int | None) -> None:
-        with replacing(self.folder / RECORD) as draft:
-            draft.write_text(json.dumps({**self.record, "num_flows": num_flows}, indent=1) + "\n", encoding="utf-8")
+        write_text(self.folder / RECORD, json.dumps({**self.record, "num_flows": num_flows}, indent=1) + "\n")
 
 
 def _write_jpeg(path: Path, picture: Tensor, quality: int) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, import_extra, nearest_names
+from inflate3d.errors import InflateError, check_choice, import_extra
 from inflate3d.flow.tvl1 import tvl1
 
 MethodName = Literal["tvl1", "tvl1-opencv", "dis", "farneback", "raft", "raft-small"]
@@ -53,14 +53,7 @@ def find_method(
         >>> find_method("tvl1")(*torch.zeros(2, 1, 30, 40, 3, dtype=torch.uint8)).abs().max()
         tensor(0.)
     """
-    if name not in get_args(MethodName):
-        raise InflateError(
-            "there is no such method of optical flow",
-            where="find_method",
-            expected=", ".join(get_args(MethodName)),
-            got=repr(name),
-            fix=f"did you mean {nearest_names(str(name), get_args(MethodName))}?",
-        )
+    check_choice(name, get_args(MethodName), what="method of optical flow", where="find_method")
     if name in {"raft", "raft-small"}:
         return _raft(name, device, weights)
     if weights is not None:
@@ -98,11 +91,11 @@ def estimate_flow(frames: Tensor, method: MethodName | FlowMethod = "tvl1") -> T
     to_grey(frames)  # checks them
     if frames.ndim != 4 or len(frames) < 2:
         raise InflateError(
-            "flow leads from one frame to the next",
+            "there are fewer than two frames" if frames.ndim == 4 else "these are no frames of one video",
             where="estimate_flow",
-            expected="frames [t, h, w, 3] with t >= 2",
+            expected="frames [t, h, w, 3] with t >= 2, for flow leads from one to the next",
             got=str(list(frames.shape)),
-            fix="pass at least two frames",
+            fix="pass two frames or more: torch.stack([first, second])",
         )
     solve = find_method(method) if isinstance(method, str) else method
     return torch.stack([flow for _, flow in with_flow(frames, lambda frame: frame, solve)])
@@ -120,6 +113,11 @@ def with_flow(
         picture_of: Gives it, `[h, w, 3]` uint8.
         method: What `find_method` gives.
         batch_size: Pairs for each call of the method.
+
+    Example:
+        >>> frames = torch.zeros(3, 30, 40, 3, dtype=torch.uint8)
+        >>> [(i, flow.shape) for i, flow in with_flow(range(3), frames.__getitem__, find_method("tvl1"))]
+        [(0, torch.Size([2, 30, 40])), (1, torch.Size([2, 30, 40]))]
     """
     stream = iter(items)
     held = list(islice(stream, 1))

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from inflate3d.checks import is_number
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, is_number, nearest_names
 
 Quantizer = Literal["none", "mediapipe", "denseflow", "mmaction2", "video-features"]
 
@@ -112,6 +111,9 @@ def check_quantizer(quantizer: str, bound: float) -> None:
 
     Raises:
         InflateError: One of the two, or both.
+
+    Example:
+        >>> check_quantizer("mediapipe", 20.0)
     """
     faults = [f"quantizer {quantizer!r}"] * (quantizer not in QUANTIZERS)
     faults += [f"bound {bound!r}"] * (not is_number(bound) or bound <= 0)

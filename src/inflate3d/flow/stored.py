@@ -6,7 +6,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.checks import is_number
-from inflate3d.errors import InflateError, import_extra
+from inflate3d.errors import InflateError, import_extra, is_number
 from inflate3d.flow.quantize import BOUND_PIXELS, check_quantizer, dequantize
 
 # flow_x_00001.jpg (denseflow, TSN), x_00001.jpg (mmaction2), both components in flow_00001.png (denseflow)
 COMPONENT = re.compile(r"(?:flow_)?([xy])_(\d{1,9})\.(?:jpe?g|png)", re.IGNORECASE)
 BOTH = re.compile(r"flow_(\d{1,9})\.png", re.IGNORECASE)
+SUFFIXES = ("", ".zip", ".h5", ".hdf5", ".npz")  # of a folder and of files
 DATASET = re.compile(r"flow_([xy])_(\d{1,9})")
 
 Parts = dict[int, dict[str, str]]  # number of a flow: its components and their names
@@ -69,6 +69,14 @@ def open_flow(path: str | Path, *, bound: float = BOUND_PIXELS) -> StoredFlow:
             single picture turns out while reading.
 
     Source: denseflow `src/common.cpp`, mmaction2 `tools/misc/flow_extraction.py` for names and codes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/run.npz", flow=np.zeros((5, 2, 24, 32), np.float32))
+        ...     stored = open_flow(f"{folder}/run.npz")
+        ...     stored.num_flows, next(iter(stored)).shape
+        (5, torch.Size([2, 24, 32]))
     """
     path = Path(path)
     check_quantizer("none", bound)
@@ -86,23 +94,58 @@ def open_flow(path: str | Path, *, bound: float = BOUND_PIXELS) -> StoredFlow:
     return kinds[path.suffix.lower()](path, bound)
 
 
+def flow_name(video: str | Path) -> str:
+    """Name the flow of a video among that of others: as the video, without its suffix.
+
+    Example:
+        >>> flow_name("videos/run.mp4")
+        'run'
+    """
+    path = Path(video)
+    return (path.resolve() if path.name in {"", ".."} else path).stem
+
+
+def find_flow(stored: Path, video: str | Path) -> Path:
+    """Find the flow of a video in a folder that holds that of several; else what is stored is taken to be its own.
+
+    Example:
+        >>> find_flow(Path("not-there"), "videos/run.mp4")
+        PosixPath('not-there')
+    """
+    places = [stored / f"{flow_name(video)}{suffix}" for suffix in SUFFIXES]
+    return next((place for place in places if place.exists()), stored)
+
+
 def _folder(path: Path, bound: float) -> StoredFlow:
-    num_flows = None
-    if (path / "flow.json").is_file():
-        num_flows, bound = _read_record(path / "flow.json")
+    if not (path / "flow.json").is_file():
+        return _unrecorded(path, bound)
+    num_flows, bound = _read_record(path / "flow.json")
+    found = _unrecorded(path, bound)
+    if found.num_flows not in {None, num_flows}:
+        raise InflateError(
+            "some of the flow is missing",
+            where=str(path),
+            expected=f"{num_flows} flows, as flow.json says",
+            got=f"{found.num_flows}",
+            fix="run the same inflate3d flow again: it does what is missing",
+        )
+    return replace(found, num_flows=num_flows)
+
+
+def _unrecorded(path: Path, bound: float) -> StoredFlow:
     if (path / "flow.npz").is_file():
         return _npz(path / "flow.npz", bound)
     videos = [path / f"flow_{axis}.mp4" for axis in "xy"]
     if all(video.is_file() for video in videos):
-        return StoredFlow(path, num_flows, lambda: _video_flows(videos, bound))
+        return StoredFlow(path, None, lambda: _video_flows(videos, bound))
     files = _ordered(path, [item.name for item in path.iterdir()])
 
     def flows() -> Iterator[Tensor]:
         for names in files:
             datas = []
             for name in names:
-                if (path / name).stat().st_size > MAX_PICTURE_BYTES:
-                    raise _too_large(path / name)
+                if (size := (path / name).stat().st_size) > MAX_PICTURE_BYTES:
+                    raise _too_large(path / name, f"{size:,} bytes")
                 datas.append((path / name).read_bytes())
             yield _from_pictures(datas, bound, path / names[0])
 
@@ -113,20 +156,18 @@ def _read_record(path: Path) -> tuple[int, float]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         num_flows, bound = record["num_flows"], record["bound"]
-        if num_flows is None:
-            raise InflateError(
-                "the flow in this folder is not whole: its computation was stopped",
-                where=str(path.parent),
-                expected="a folder that inflate3d flow has finished",
-                got="a part of it",
-                fix="run the same inflate3d flow again: it does what is missing",
-            )
-        if not isinstance(num_flows, int) or not is_number(bound) or bound <= 0:
+        if not (num_flows is None or isinstance(num_flows, int)) or not is_number(bound) or bound <= 0:
             raise ValueError(f"num_flows {num_flows!r}, bound {bound!r}")
-    except InflateError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+    if num_flows is None:
+        raise InflateError(
+            "the flow in this folder is not whole: its computation was stopped",
+            where=str(path.parent),
+            expected="a folder that inflate3d flow has finished",
+            got="a part of it",
+            fix="run the same inflate3d flow again: it does what is missing",
+        )
     return num_flows, float(bound)
 
 
@@ -141,8 +182,8 @@ def _archive(path: Path, bound: float) -> StoredFlow:
     def flows() -> Iterator[Tensor]:
         with zipfile.ZipFile(path) as archive:
             for names in files:
-                if max(sizes[name] for name in names) > MAX_PICTURE_BYTES:
-                    raise _too_large(path)
+                if (size := max(sizes[name] for name in names)) > MAX_PICTURE_BYTES:
+                    raise _too_large(path, f"{size:,} bytes")
                 try:
                     datas = [archive.read(name) for name in names]
                 except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
@@ -207,15 +248,15 @@ def _decoded(data: bytes, where: Path, *, color: bool) -> Tensor:
 
     try:
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise _too_large(where)
-            pixels = np.array(picture.convert("RGB" if color else "L"))
+            size = picture.size
+            fits = size[0] * size[1] <= MAX_PIXELS
+            pixels = np.array(picture.convert("RGB" if color else "L")) if fits else None
     except Image.DecompressionBombError as error:
-        raise _too_large(where) from error
+        raise _too_large(where, str(error)) from error
     except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, InflateError):
-            raise
         raise _unreadable(where, str(error)) from error
+    if pixels is None:
+        raise _too_large(where, f"{size[0]}x{size[1]} pixels")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
@@ -233,7 +274,7 @@ def _hdf5(path: Path, bound: float) -> StoredFlow:
                     raise _unreadable(path, f"{name} is no array [h, w] of this file")
                 kinds.add(file[name].dtype.kind)
                 if file[name].size > MAX_PIXELS:
-                    raise _too_large(path)
+                    raise _too_large(path, f"{file[name].shape[1]}x{file[name].shape[0]} pixels")
     except OSError as error:
         raise _unreadable(path, str(error)) from error
     if not parts or kinds not in ({"f"}, {"u"}):
@@ -243,13 +284,20 @@ def _hdf5(path: Path, bound: float) -> StoredFlow:
     def flows() -> Iterator[Tensor]:
         with h5py.File(path, "r") as file:
             for pair in names:
-                yield _pixels(np.stack([file[name][()] for name in pair]), bound)
+                try:
+                    planes = [file[name][()] for name in pair]
+                except (OSError, RuntimeError) as error:  # of a file that was cut off
+                    raise _unreadable(path, f"{pair[0]}: {error}") from error
+                if planes[0].shape != planes[1].shape:
+                    raise _unreadable(path, f"{pair[0]}: components of {planes[0].shape} and {planes[1].shape}")
+                yield _pixels(np.stack(planes), bound)
 
     return StoredFlow(path, len(names), flows, quantized=kinds != {"f"})
 
 
 def _pixels(array: NDArray[Any], bound: float) -> Tensor:
-    return dequantize(torch.from_numpy(np.array(array)), bound=bound)
+    # torch knows neither all numbers of numpy nor foreign orders of their bytes
+    return dequantize(torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int32)), bound=bound)
 
 
 class _Header(NamedTuple):
@@ -333,11 +381,11 @@ def _unreadable(path: Path, got: str) -> InflateError:
     )
 
 
-def _too_large(path: Path) -> InflateError:
+def _too_large(path: Path, got: str) -> InflateError:
     return InflateError(
         "a picture of flow is too large",
         where=str(path),
         expected=f"at most {MAX_PICTURE_BYTES:,} bytes and {MAX_PIXELS:,} pixels",
-        got="more, according to its header",
+        got=got,
         fix="compute the flow on smaller frames: inflate3d flow VIDEO -o FOLDER --short-side 256",
     )

@@ -2,19 +2,18 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inflate3d.checks import is_count, is_number
-from inflate3d.errors import InflateError, InflateWarning
-from inflate3d.flow.median import median_flat
+from inflate3d.errors import InflateError, InflateWarning, check_options, is_count, is_number
+from inflate3d.threads import fewer_threads
 
 MIN_SIDE_PIXELS = 3  # a centred difference needs neighbours
 MIN_LEVEL_PIXELS = 16  # smaller levels of the pyramid are left out
@@ -44,6 +43,10 @@ class Tvl1Options:
 
     Source: OpenCV contrib, modules/optflow, `DualTVL1OpticalFlow`. Its `gamma` (changes of brightness) and
     `useInitialFlow` are left out; their defaults are 0 and no.
+
+    Example:
+        >>> Tvl1Options(lambda_=0.05).epsilon
+        0.01
     """
 
     tau: float = 0.25
@@ -58,21 +61,14 @@ class Tvl1Options:
     median_size: int = 5
 
     def __post_init__(self) -> None:
-        positive, counts = ("tau", "lambda_", "theta"), ("num_scales", "num_warps", "inner_iterations")
-        faults = [name for name in positive if not is_number(getattr(self, name)) or getattr(self, name) <= 0]
-        faults += [name for name in (*counts, "outer_iterations") if not is_count(getattr(self, name), 10_000)]
-        faults += ["epsilon"] * (not is_number(self.epsilon) or self.epsilon < 0)
-        faults += ["scale_step"] * (not is_number(self.scale_step) or not 0 < self.scale_step < 1)
-        faults += ["median_size"] * (self.median_size not in {1, 3, 5})
-        if faults:
-            raise InflateError(
-                "TV-L1 cannot run with these options",
-                where="Tvl1Options",
-                expected="tau, lambda_, theta > 0; epsilon >= 0; 0 < scale_step < 1; median_size 1, 3 or 5; whole "
-                "numbers from 1 to 10000 for the rest",
-                got=", ".join(f"{name}={getattr(self, name)!r}" for name in faults),
-                fix="leave them out: the defaults are OpenCV's",
-            )
+        counts = ("num_scales", "num_warps", "inner_iterations", "outer_iterations")
+        numbers = {name: getattr(self, name) for name in ("tau", "lambda_", "theta")}
+        rules = {name: ("a number above 0", is_number(value) and value > 0) for name, value in numbers.items()}
+        rules |= {name: ("a whole number from 1 to 10000", is_count(getattr(self, name), 10_000)) for name in counts}
+        rules["epsilon"] = "a number, 0 or more", is_number(self.epsilon) and self.epsilon >= 0
+        rules["scale_step"] = "a number between 0 and 1", is_number(self.scale_step) and 0 < self.scale_step < 1
+        rules["median_size"] = "1, 3 or 5", self.median_size in (1, 3, 5)
+        check_options(self, rules, problem="TV-L1 cannot run with these options")
 
 
 def tvl1(first: Tensor, second: Tensor, options: Tvl1Options | None = None, *, compiled: bool = False) -> Tensor:
@@ -114,21 +110,14 @@ def tvl1(first: Tensor, second: Tensor, options: Tvl1Options | None = None, *, c
         with torch.no_grad():  # holds for the thread that says it
             return _solve(one.float(), two.float(), options, kernels)
 
+    def solve_alone(one: Tensor, two: Tensor) -> Tensor:
+        with fewer_threads(1):  # a step of 0.1 ms is too short to be shared out
+            return solve(one, two)
+
     if first.device.type != "cpu":
         return solve(first, second)
-    with _one_thread_each() as threads, ThreadPoolExecutor(min(threads, len(first))) as pool:
-        return torch.cat([*pool.map(solve, first.split(1), second.split(1))])
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Let torch keep to one thread, and tell how many it had: a step of 0.1 ms is too short to be shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(first))) as pool:
+        return torch.cat([*pool.map(solve_alone, first.split(1), second.split(1))])
 
 
 def _check_pairs(first: Tensor, second: Tensor) -> None:
@@ -339,6 +328,61 @@ def _step_duals(
         down.copy_(new_down if active is None else torch.where(active, new_down, down))
 
 
+def median_flat(padded: Tensor, stride: int, size: int) -> Tensor:
+    """Take the median of each square of pixels.
+
+    Args:
+        padded: Flat pictures `[n, m]` with rows of `stride` pixels, padded for squares around each pixel.
+        stride: Pixels of a row.
+        size: Side of a square, odd.
+
+    Returns:
+        `[n, m - (size - 1) * (stride + 1)]`: for each pixel that of the square which begins there, so that the last
+        `size - 1` pixels of each row mean nothing.
+
+    Example:
+        >>> median_flat(torch.tensor([[1.0, 2.0, 3.0, 9.0, 8.0, 7.0, 5.0, 5.0, 5.0]]), 3, 3)
+        tensor([[5.]])
+    """
+    m = padded.shape[-1] - (size - 1) * (stride + 1)
+    wires = [padded[:, y * stride + x : y * stride + x + m] for y, x in product(range(size), repeat=2)]
+    for low, high, wants_low, wants_high in median_network(size * size):
+        a, b = wires[low], wires[high]
+        if wants_low:
+            wires[low] = torch.minimum(a, b)
+        if wants_high:
+            wires[high] = torch.maximum(a, b)
+    return wires[size * size // 2]
+
+
+def median_network(count: int) -> tuple[tuple[int, int, bool, bool], ...]:
+    """List the comparisons that bring the median of `count` wires to the one in the middle.
+
+    Batcher's odd-even merge sort, without the wires that are not there and without what the median does not depend on.
+
+    Returns:
+        For each comparison the two wires, and whether the smaller and the larger value are needed.
+
+    Source: Knuth, The Art of Computer Programming 3, section 5.2.2, algorithm M.
+
+    Example:
+        >>> median_network(3)
+        ((0, 1, True, True), (0, 2, False, True), (1, 2, True, False))
+    """
+    steps = [1 << bit for bit in range((count - 1).bit_length())]
+    pairs = []
+    for run, reach in ((run, reach) for run in steps for reach in reversed(steps) if reach <= run):
+        for start in range(reach % run, 2 * steps[-1] - reach, 2 * reach):
+            wires = range(start, min(start + reach, count - reach))
+            pairs += [(i, i + reach) for i in wires if i // (2 * run) == (i + reach) // (2 * run)]
+    needed, kept = {count // 2}, []
+    for low, high in reversed(pairs):
+        if needed & {low, high}:
+            kept.append((low, high, low in needed, high in needed))
+            needed |= {low, high}
+    return tuple(reversed(kept))
+
+
 class _Kernels(NamedTuple):
     """What takes the time, plain or compiled."""
 
@@ -368,9 +412,9 @@ def _compiled_kernels(device: str) -> _Kernels:
                     _solve(one, two, Tvl1Options(), kernels)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                advice = "; install one such as g++" if "compiler" in reason.lower() else ""
                 warnings.warn(
-                    f"TV-L1 runs uncompiled, about three times slower, because compiling failed: {reason}; "
-                    "a C++ compiler such as g++ mends that",
+                    f"TV-L1 runs uncompiled, about three times slower, because compiling failed: {reason}{advice}",
                     InflateWarning,
                     stacklevel=4,
                 )

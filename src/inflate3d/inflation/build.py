@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, check_choice, list_faults, nearest_names
+from inflate3d.errors import InflateError, check_choice, list_faults
 from inflate3d.inflation.adapters import Adapted, adapter_for
 from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.inflated import Inflated, check_inflated, output_key
@@ -51,14 +51,8 @@ def make_plan(
         0      Conv2d  inflate  3x3x3             1         mean     replicate
         2      Conv2d  frame    1x1x1
     """
-    if preset not in PRESETS:
-        raise InflateError(
-            "there is no such preset",
-            where="make_plan",
-            expected="; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items()),
-            got=repr(preset),
-            fix=f"did you mean {nearest_names(str(preset), PRESETS)}?",
-        )
+    meanings = "; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items())
+    check_choice(preset, PRESETS, what="preset", where="make_plan", expected=meanings)
     check_model(model2d, "make_plan")
     shape = picture_shape(model2d, example)
     layers = decide(observe(model2d, pictures_like(model2d, shape)), PRESETS[preset], profile)

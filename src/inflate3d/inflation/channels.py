@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_count
 from inflate3d.inflation.build import check_model
 from inflate3d.inflation.kernels import adapt_channels
 from inflate3d.inflation.observe import copied, observe

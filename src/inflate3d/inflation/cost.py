@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_count
 from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.observe import copied
 from inflate3d.inflation.plan import Plan

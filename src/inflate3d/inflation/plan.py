@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, is_count, nearest_names
 from inflate3d.inflation.padding import TimePadding, present_tap
 from inflate3d.inflation.profiles import Profile, write_profile
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError, list_faults
+from inflate3d.errors import InflateError, is_count, list_faults
 from inflate3d.inflation.build import build, check_model, deflate
 from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.motion import look, per_step

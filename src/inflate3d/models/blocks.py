@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.checks import is_count
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, is_count, nearest_names
 
 CHANNELS = {2: "optical flow (horizontal, vertical)", 3: "red, green, blue"}
 
@@ -222,7 +221,11 @@ class SameConv3d(nn.Conv3d):
         if _lopsided(pads):
             x = F.pad(x, _for_torch(pads))
             front = (0, 0, 0)
-        return F.conv3d(x, self.weight, self.bias, self.stride, front)
+        return self.convolve(x, front)
+
+    def convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """Convolve `[b, c, t, h, w]` with as many zeros on either side of each axis."""
+        return F.conv3d(x, self.weight, self.bias, self.stride, padding)
 
 
 class SameMaxPool3d(nn.Module):

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.checks import is_number
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_number
 from inflate3d.models.blocks import (
     ClipRule,
     Padding,

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice
 from inflate3d.models.c3d import C3D
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.models.inflated import LAYOUTS, Depth, inflated_classifier, resnet_i3d
@@ -348,12 +348,6 @@ def find_network(name: str) -> Network:
         >>> find_network("3d-convnet").title
         '(b) 3D-ConvNet: C3D with batch norm, its first pool halving time'
     """
-    if name not in MODELS:
-        raise InflateError(
-            "there is no network of that name",
-            where="zoo",
-            expected=", ".join(MODELS) + f", or {INFLATED}SOURCE for a 2D classifier: {INFLATED}torchvision/resnet18",
-            got=repr(name),
-            fix=f"did you mean {nearest_names(str(name), MODELS)}?",
-        )
+    sources = f", or {INFLATED}SOURCE for a 2D classifier: {INFLATED}torchvision/resnet18"
+    check_choice(name, MODELS, what="network", where="zoo", expected=", ".join(MODELS) + sources)
     return MODELS[name]

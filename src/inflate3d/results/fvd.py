@@ -12,6 +12,8 @@ from torch import Tensor, distributed, nn
 
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.results.fvd_distance import (
+    FEWEST,
+    FEWEST_ON_A_LINE,
     FrechetTerms,
     Gaussian,
     KernelDistance,
@@ -23,21 +25,19 @@ from inflate3d.results.fvd_distance import (
 )
 from inflate3d.results.fvd_protocols import FeatureNetwork, Setup, pixels, protocol_named
 from inflate3d.results.fvd_videos import (
+    ClipProgress,
     FvdOptions,
-    Progress,
     Role,
     Videos,
     VideoStatistics,
+    check_one_length,
     embed_videos,
     setup_of,
 )
 from inflate3d.results.prediction import Failure
 
-FEWEST = 3  # clips for a standard error and a kernel distance
-FEWEST_ON_A_LINE = 8  # clips to extrapolate
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FvdResult:
     """A Fréchet Video Distance, and what it takes to judge and to repeat it.
 
@@ -120,7 +120,7 @@ def measure_fvd(
     fake: Videos | VideoStatistics,
     *,
     options: FvdOptions | None = None,
-    progress: Callable[[Role], Progress] | None = None,
+    progress: Callable[[Role], ClipProgress] | None = None,
 ) -> FvdResult:
     """Measure the Fréchet Video Distance between real and generated videos.
 
@@ -201,7 +201,7 @@ def _with_extras(result: FvdResult, options: FvdOptions) -> FvdResult:
     if options.kernel and enough:
         result = replace(result, kernel=kernel_distance(one, two))
     if options.infinity and min(len(one), len(two)) >= FEWEST_ON_A_LINE:
-        result = replace(result, infinity=extrapolate(one, two, distance, seed=options.seed).value)
+        result = replace(result, infinity=extrapolate(one, two, distance, seed=options.seed))
     return result
 
 
@@ -245,14 +245,7 @@ class FrechetVideoDistance:
         """
         made = pixels(clips, self.protocol, value_range=self.options.value_range)
         num_frames = self.options.num_frames or self._num_frames() or made.shape[2]
-        if made.shape[2] != num_frames:
-            raise InflateError(
-                "clips differ in length",
-                where="FrechetVideoDistance",
-                expected=f"{num_frames} frames in each clip",
-                got=f"{made.shape[2]} frames",
-                fix="cut them to one length: clips[:, :, :num_frames]",
-            )
+        check_one_length(made, num_frames, where="FrechetVideoDistance")
         features = torch.cat([self.network(part) for part in made.split(self.options.batch_size)])
         self._sides["real" if real else "fake"].join(_Side(num_frames, Gaussian.of(features), [features]))
         if not self.keep_features:
@@ -374,7 +367,7 @@ def _check_alike(one: Setup, two: Setup) -> None:
     if differences:
         raise InflateError(
             "the two sets were not made alike, so that they cannot be compared",
-            where="fvd",
+            where="compare",
             expected="the same protocol, network, and number and rate of frames",
             got="; ".join(differences),
             fix="make the statistics of both sets anew with the same options",
@@ -385,7 +378,7 @@ def _features(side: VideoStatistics) -> Tensor:
     if side.features is None:
         raise InflateError(
             "the features were not kept",
-            where="fvd",
+            where="compare",
             expected="features of all clips, for kernel distance, standard error and extrapolation",
             got="mean and spread only",
             fix="keep_features=True when the statistics are made, or leave resamples, kernel and infinity out",

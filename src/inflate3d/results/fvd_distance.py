@@ -3,20 +3,20 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inflate3d.checks import is_count
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_count
 from inflate3d.results.fvd_protocols import Trace
 
 Covariance = Literal["unbiased", "biased"]
 
 ROWS_AT_A_TIME = 1024  # of a kernel matrix; bounds its memory
 UNROOTED = 1e-10  # TF-GAN leaves singular values below it as they are
+FEWEST = 3  # clips for a standard error and a kernel distance
+FEWEST_ON_A_LINE, POINTS_ON_A_LINE = 8, 10  # clips to extrapolate; sizes of sets that are measured for it
 
 
 class Gaussian:
@@ -80,9 +80,9 @@ class Gaussian:
         if divisor < 1:
             raise InflateError(
                 "there are too few clips for a covariance",
-                where="fvd",
-                expected="two clips or more on each side",
-                got=f"{self.count}",
+                where="Gaussian.factor",
+                expected=f"{self.count - divisor + 1} clips or more on each side",
+                got=f"{self.count} clips",
                 fix="compare more clips: hundreds at the least, 2048 are usual",
             )
         return _triangle(self.rows) / math.sqrt(divisor)
@@ -116,19 +116,6 @@ class KernelDistance(NamedTuple):
 
     value: float
     standard_error: float
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """A distance as it would be for endlessly many clips.
-
-    Attributes:
-        value: Where the line through the points meets 1/N = 0; it can come out below zero.
-        points: Share of both sets, and the mean distance between such shares.
-    """
-
-    value: float
-    points: tuple[tuple[float, float], ...]
 
 
 def frechet_distance(
@@ -181,45 +168,46 @@ def mean_distance(real: Gaussian, fake: Gaussian) -> FrechetTerms:
     return _terms(real.mean - fake.mean, torch.zeros((), dtype=torch.float64))
 
 
-def kernel_distance(real: Tensor, fake: Tensor, *, block_size: int | None = None) -> KernelDistance:
+def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
     """Measure the kernel distance (KVD) of features, unbiased: it may be negative, and does not fall with N.
 
-    The kernel is `(x.y / d + 1)^3`.
+    The kernel is `(x.y / d + 1)^3`; all are compared with all, as TATS does it. The standard error is that of the
+    jackknife, which errs on the large side.
 
     Args:
         real: `[n, d]`.
         fake: `[m, d]`.
-        block_size: None compares all with all, as TATS does; the standard error is that of the jackknife, which errs
-            on the large side. A number splits both sets into blocks of at most so many, as TF-GAN does (1024 there):
-            the mean over blocks, and its error from their scatter; NaN for a single block.
 
     Raises:
-        InflateError: No features, vectors of different lengths, fewer than three clips, or too small blocks.
+        InflateError: No features, vectors of different lengths, or fewer than three clips.
 
-    Source: TF-GAN, `kernel_classifier_distance_and_std_from_activations`; TATS, `polynomial_mmd`; for the jackknife,
-        Efron & Stein 1981.
+    Source: TATS, `polynomial_mmd`; for the jackknife, Efron & Stein 1981.
+
+    Example:
+        >>> real = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> round(kernel_distance(real, real + 2).value, 3)  # by hand: 29/3 + 3269/3 - 2 * 1416/9
+        784.667
     """
     for features in (real, fake):
         _check_features(features)
     _check_lengths(real.shape[1], fake.shape[1])
-    fewest, most = sorted((len(real), len(fake)))
-    blocks = 1 if block_size is None else math.ceil(most / block_size) if is_count(block_size) else 0
-    if not blocks or fewest // blocks < (3 if block_size is None else 2):
+    if min(len(real), len(fake)) < FEWEST:
         raise InflateError(
             "there are too few clips for a kernel distance",
             where="kernel_distance",
-            expected="three clips or more on each side, two in each block",
-            got=f"{len(real)} and {len(fake)} clips, block_size={block_size}",
-            fix="compare more clips, or in larger blocks",
+            expected=f"{FEWEST} clips or more on each side",
+            got=f"{len(real)} and {len(fake)} clips",
+            fix="compare more clips, or leave the kernel distance out: kernel=False, --no-kernel",
         )
     one, two = real.detach().cpu().double(), fake.detach().cpu().double()
-    if block_size is None:
-        return _all_with_all(one, two)
-    # TF-GAN puts the larger blocks last, tensor_split first
-    pairs = zip(one.flip(0).tensor_split(blocks), two.flip(0).tensor_split(blocks), strict=True)
-    found = torch.tensor([_all_with_all(a, b).value for a, b in pairs], dtype=torch.float64)
-    error = float(found.std()) / math.sqrt(blocks) if blocks > 1 else math.nan
-    return KernelDistance(float(found.mean()), error)
+    n, m = len(one), len(two)
+    own_one, own_two = ((side.square().mean(1) + 1) ** 3 for side in (one, two))
+    within_one = _kernel_sums(one, one) - own_one  # no vector is compared with itself
+    within_two = _kernel_sums(two, two) - own_two
+    across_one, across_two = _kernel_sums(one, two), _kernel_sums(two, one)
+    value = within_one.sum() / (n * (n - 1)) + within_two.sum() / (m * (m - 1)) - 2 * across_one.sum() / (n * m)
+    variance = _jackknife(within_one, across_one, m) + _jackknife(within_two, across_two, n)
+    return KernelDistance(float(value), math.sqrt(float(variance)))
 
 
 def bootstrap_error(
@@ -241,6 +229,12 @@ def bootstrap_error(
         InflateError: Fewer than two resamples.
 
     Source: Efron 1979.
+
+    Example:
+        >>> numbers = torch.arange(100.0)[:, None]
+        >>> error = bootstrap_error(numbers, numbers, lambda one, two: float(one.mean()), resamples=1000)
+        >>> abs(error - 28.9 / 100**0.5) < 0.2  # standard deviation over the root of the number
+        True
     """
     if not is_count(resamples) or resamples < 2:
         raise InflateError(
@@ -258,53 +252,55 @@ def bootstrap_error(
     return float(torch.tensor(found, dtype=torch.float64).std())
 
 
-def extrapolate(
-    real: Tensor, fake: Tensor, distance: Callable[[Tensor, Tensor], float], *, num_points: int = 10, seed: int = 0
-) -> Extrapolation:
+def extrapolate(real: Tensor, fake: Tensor, distance: Callable[[Tensor, Tensor], float], *, seed: int = 0) -> float:
     """Estimate a distance for endlessly many clips: a line in 1/N through distances between parts of both sets.
 
-    The points lie evenly in 1/N from the whole sets to a quarter of them; each is the mean over disjoint parts, as
-    many as there are.
+    Ten points lie evenly in 1/N from the whole sets to a quarter of them; each is the mean over disjoint parts, as many
+    as there are. Where the line meets 1/N = 0 can lie below zero.
 
     Args:
         real: Features `[n, d]`, in any order.
         fake: Features `[m, d]`.
         distance: Measures two sets of features.
-        num_points: How many sizes.
         seed: Of the order in which clips are dealt out.
 
     Raises:
-        InflateError: Fewer than eight clips on a side, or fewer than two points.
+        InflateError: Fewer than eight clips on a side.
 
     Source: Chong & Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them"; there from 5000
         samples on, without parts.
+
+    Example:
+        >>> clips = torch.zeros(64, 3)
+        >>> round(extrapolate(clips, clips, lambda one, two: 5 + 100 / len(one)), 6)
+        5.0
     """
-    fewest = min(len(real), len(fake))
-    if fewest < 8 or not is_count(num_points) or num_points < 2:
+    if min(len(real), len(fake)) < FEWEST_ON_A_LINE:
         raise InflateError(
-            "there are too few clips or points to draw a line",
+            "there are too few clips to draw a line",
             where="extrapolate",
-            expected="8 clips or more on each side, num_points >= 2",
-            got=f"{len(real)} and {len(fake)} clips, num_points={num_points!r}",
-            fix="compare more clips; a line is of use from about 500 on",
+            expected=f"{FEWEST_ON_A_LINE} clips or more on each side; the line is of use from about 500 on",
+            got=f"{len(real)} and {len(fake)} clips",
+            fix="compare more clips, or leave the extrapolation out: infinity=False",
         )
-    orders = [random.Random(f"{seed}/{side}") for side in range(2)]
-    one, two = (
-        side[torch.tensor(order.sample(range(len(side)), len(side)))]
-        for side, order in zip((real, fake), orders, strict=True)
-    )
-    points = []
-    for inverse in torch.linspace(1, 4, num_points, dtype=torch.float64).tolist():
+    one, two = (_shuffled(side, f"{seed}/{number}") for number, side in enumerate((real, fake)))
+    inverses, values = [], []
+    for inverse in torch.linspace(1, 4, POINTS_ON_A_LINE, dtype=torch.float64).tolist():
         sizes = [int(len(side) / inverse) for side in (one, two)]
         parts = [
             distance(one[i * sizes[0] : (i + 1) * sizes[0]], two[i * sizes[1] : (i + 1) * sizes[1]])
             for i in range(int(inverse))
         ]
-        points.append((sizes[0] / len(one), sum(parts) / len(parts)))
-    inverses = torch.tensor([1 / share for share, _ in points], dtype=torch.float64)
-    values = torch.tensor([value for _, value in points], dtype=torch.float64)
-    line = torch.linalg.lstsq(torch.stack([torch.ones_like(inverses), inverses], 1), values[:, None]).solution
-    return Extrapolation(float(line[0]), tuple(points))
+        inverses.append(len(one) / sizes[0])
+        values.append(sum(parts) / len(parts))
+    places = torch.tensor(inverses, dtype=torch.float64)
+    basis = torch.stack([torch.ones_like(places), places], 1)
+    line = torch.linalg.lstsq(basis, torch.tensor(values, dtype=torch.float64)[:, None]).solution
+    return float(line[0])
+
+
+def _shuffled(features: Tensor, seed: str) -> Tensor:
+    return features[torch.tensor(random.Random(seed).sample(range(len(features)), len(features)))]
 
 
 def _triangle(rows: Tensor, at_most: int | None = None) -> Tensor:
@@ -339,17 +335,6 @@ def _sqrtm_trace(product: Tensor) -> Tensor:
     return eigenvalues.sqrt().real.sum()
 
 
-def _all_with_all(one: Tensor, two: Tensor) -> KernelDistance:
-    n, m = len(one), len(two)
-    own_one, own_two = ((side.square().mean(1) + 1) ** 3 for side in (one, two))
-    within_one = _kernel_sums(one, one) - own_one  # no vector is compared with itself
-    within_two = _kernel_sums(two, two) - own_two
-    across_one, across_two = _kernel_sums(one, two), _kernel_sums(two, one)
-    value = within_one.sum() / (n * (n - 1)) + within_two.sum() / (m * (m - 1)) - 2 * across_one.sum() / (n * m)
-    variance = _jackknife(within_one, across_one, m) + _jackknife(within_two, across_two, n)
-    return KernelDistance(float(value), math.sqrt(float(variance)))
-
-
 def _jackknife(within: Tensor, across: Tensor, others: int) -> Tensor:
     """Scatter of the distance when one vector after the other is left out of a side; its other terms do not change."""
     n = len(within)
@@ -368,10 +353,10 @@ def _check_features(features: Tensor) -> None:
     if not fits or not features.isfinite().all():
         raise InflateError(
             "these are no features",
-            where="fvd",
+            where="Gaussian.of",
             expected="finite numbers [n, d], a floating-point tensor",
             got=f"{list(features.shape)} {features.dtype}" if isinstance(features, Tensor) else type(features).__name__,
-            fix="one row for each clip; pool over time and space; look for NaN",
+            fix="one row for each clip: features.mean((2, 3, 4)) of [n, d, t, h, w]; where NaN, run in float32",
         )
 
 
@@ -379,7 +364,7 @@ def _check_lengths(one: int, two: int) -> None:
     if one != two:
         raise InflateError(
             "the two sets come from different networks",
-            where="fvd",
+            where="frechet_distance",
             expected="vectors of one length",
             got=f"{one} and {two} numbers",
             fix="use the same network on both sides",

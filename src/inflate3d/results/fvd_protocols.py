@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,9 +12,11 @@ from torch.nn import functional as F
 
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.clips.transforms import MAX_ASPECT, check_range, crops, to_range
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import InceptionI3d
+from inflate3d.speed.memory import values_of
+from inflate3d.speed.optimize import in_training
 from inflate3d.weights.checkpoint import tensors_sha256
 
 Resize = Literal["tf1", "bilinear", "short-side", "none"]
@@ -172,21 +173,18 @@ def protocol_named(protocol: str | Protocol) -> Protocol:
         >>> protocol_named("tats").bn_eps
         1e-05
     """
-    known = PROTOCOLS.get(protocol if isinstance(protocol, str) else protocol.name)
-    if isinstance(protocol, Protocol) and known in {None, protocol}:
-        return protocol
-    if isinstance(protocol, str) and known:
-        return known
-    name = protocol if isinstance(protocol, str) else protocol.name
-    raise InflateError(
-        "a changed protocol goes by the name of a known one" if known else "there is no such protocol",
-        where="fvd",
-        expected="a name of its own" if known else ", ".join(PROTOCOLS),
-        got=repr(name),
-        fix=f"dataclasses.replace(protocol, name='my-{name}', ...)"
-        if known
-        else f"did you mean {nearest_names(name, PROTOCOLS)}?",
-    )
+    if isinstance(protocol, str):
+        check_choice(protocol, PROTOCOLS, what="protocol", where="protocol_named")
+        return PROTOCOLS[protocol]
+    if PROTOCOLS.get(protocol.name, protocol) != protocol:
+        raise InflateError(
+            "a changed protocol goes by the name of a known one",
+            where="protocol_named",
+            expected=f"a name of its own, none of {', '.join(PROTOCOLS)}",
+            got=f"name={protocol.name!r}",
+            fix=f"dataclasses.replace(protocol, name='my-{protocol.name}', ...)",
+        )
+    return protocol
 
 
 @dataclass(frozen=True)
@@ -281,16 +279,16 @@ def _check_clips(clips: Tensor, protocol: Protocol) -> None:
             "channels stand before time: clips.permute(0, 4, 1, 2, 3) from [b, t, h, w, 3]",
         )
     elif clips.numel() == 0:
-        fault, fix = "the clips hold no pixel", "check how they were made"
+        fault, fix = "the clips hold no pixel", "pass at least one frame of one pixel: read_clip(PATH).data[None]"
     elif protocol.resize == "none" and clips.shape[-2:] != (protocol.side, protocol.side):
-        fault, fix = "this protocol does not resize", "resize as your comparison does, or take another protocol"
+        fault, fix = "this protocol does not resize", "resize them, or take a protocol that does, such as tats"
     elif max(clips.shape[-2:]) > MAX_ASPECT * min(clips.shape[-2:]):
-        fault, fix = "the frames are too long and narrow", "crop the videos first"
+        fault, fix = "the frames are too long and narrow", "crop them: clips[..., top : top + side, left : left + side]"
     if fault:
         square = f"{protocol.side}x{protocol.side} pixels" if protocol.resize == "none" else "any size"
         raise InflateError(
             fault,
-            where=f"fvd, protocol {protocol.name}",
+            where=f"pixels, protocol {protocol.name}",
             expected=f"[b, 3, t, h, w] or grey [b, 1, t, h, w], {square}, sides up to 1:{MAX_ASPECT}",
             got=f"{list(clips.shape)} {clips.dtype}" if isinstance(clips, Tensor) else type(clips).__name__,
             fix=fix,
@@ -300,7 +298,7 @@ def _check_clips(clips: Tensor, protocol: Protocol) -> None:
 def _levels(clips: Tensor, floats_to: FloatsTo, value_range: tuple[float, float] | None) -> Tensor:
     """Give pixels in 0..255, bytes as they are and floats as the protocol has them."""
     if not clips.is_floating_point():
-        check_range(clips, value_range or (0.0, 255.0), where="fvd")
+        check_range(clips, value_range or (0.0, 255.0), where="pixels")
         return clips
     if floats_to == "round":  # StyleGAN-V: (x * 127.5 + 128).clamp(0, 255).to(uint8) for x in -1..1
         return to_range(clips, (-1.0, 1.0), value_range=value_range).mul_(127.5).add_(128).clamp_(0, 255).floor_()
@@ -353,6 +351,12 @@ class FeatureNetwork:
             with the protocol's epsilon and TensorFlow's padding, whatever it was loaded with.
         protocol: Whose network.
 
+    Attributes:
+        module: What is run: the model, or of I3D a variant that shares its tensors.
+        name: The model's class.
+        sha256: Hash of its tensors, by which kept features and statistics know the network again.
+        min_frames: Shortest clip that it takes.
+
     Raises:
         InflateError: The model is no module or in training mode.
     """
@@ -372,15 +376,15 @@ class FeatureNetwork:
             InflateError: The clips are too short for the network, or its answer is no finite tensor `[b, d]`.
         """
         self.check_length(clips.shape[2])
-        values = chain(self.module.parameters(), self.module.buffers())
-        like = next((value for value in values if value.is_floating_point()), clips)  # a module may have none
+        values = (value for value in values_of(self.module) if value.is_floating_point())
+        like = next(values, clips)  # a module may have none
         with torch.inference_mode():
             features = self.module(clips.to(like.device, like.dtype))
         fits = isinstance(features, Tensor) and features.ndim == 2 and len(features) == len(clips)
         if not fits or not features.isfinite().all():
             raise InflateError(
                 "the network does not answer with features",
-                where=f"fvd, {self.name}",
+                where=f"FeatureNetwork({self.name})",
                 expected=f"a finite tensor [{len(clips)}, d]",
                 got=str(list(features.shape)) if isinstance(features, Tensor) else type(features).__name__,
                 fix="wrap it in a module that pools over time and space; look for NaN",
@@ -397,7 +401,7 @@ class FeatureNetwork:
         if num_frames < self.min_frames:
             raise InflateError(
                 "the clips are too short for the network",
-                where="fvd",
+                where=f"FeatureNetwork({self.name})",
                 expected=f"{self.min_frames} frames or more",
                 got=f"{num_frames} frames",
                 fix="compare longer clips; no published figure is for shorter ones",
@@ -405,13 +409,13 @@ class FeatureNetwork:
 
 
 def _check_model(model: nn.Module) -> None:
-    training = isinstance(model, nn.Module) and any(module.training for module in model.modules())
+    training = in_training(model) if isinstance(model, nn.Module) else ""
     if training or not isinstance(model, nn.Module):
         raise InflateError(
             "the model is in training mode: its answers are random" if training else "the model is no module",
-            where="fvd",
+            where="FeatureNetwork",
             expected="a torch.nn.Module in eval mode that maps [b, 3, t, h, w] to [b, d]",
-            got=type(model).__name__,
+            got=training or type(model).__name__,
             fix="model.eval()" if training else 'pass inflate3d.load("i3d-kinetics400")',
         )
 

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inflate3d.atomic import replacing
-from inflate3d.checks import is_count, is_number, is_pair
 from inflate3d.clips.clip import Clip
-from inflate3d.clips.files import find_videos
+from inflate3d.clips.stills import find_videos
 from inflate3d.clips.transforms import as_tensor
-from inflate3d.clips.video import Rate, drawn, open_frames
-from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.clips.video import Rate, open_frames
+from inflate3d.errors import InflateError, InflateWarning, check_options, is_count, is_pair
 from inflate3d.results.fvd_distance import Gaussian
 from inflate3d.results.fvd_protocols import FeatureNetwork, Protocol, Sampling, Setup, pixels, protocol_named
+from inflate3d.results.network import count_rules, rate_rule, readable, told_as_unreadable
 from inflate3d.results.prediction import Failure, printable
 from inflate3d.weights.checkpoint import tensors_sha256
 
@@ -34,11 +34,10 @@ Numerics = Literal["exact", "published"]
 Role = Literal["real", "fake"]
 Clips = Tensor | NDArray[Any] | Clip
 Videos = str | Path | Sequence[str | Path] | Tensor | NDArray[Any] | Iterable[Clips]
-Progress = Callable[[int, int | None], None]  # clips done; clips in all, as far as it is known
+ClipProgress = Callable[[int, int | None], None]  # clips done; clips in all, as far as it is known
 
 STATISTICS_KEY = "inflate3d.fvd"
 FILE_FRAMES = 16  # of a clip, unless something else is asked for: most published figures have 16
-MIN_FPS = 1e-4  # as in PredictOptions
 
 
 @dataclass(frozen=True)
@@ -77,31 +76,20 @@ class FvdOptions:
     infinity: bool = False
 
     def __post_init__(self) -> None:
-        rate_fits = self.fps == "native" or (is_number(self.fps) and float(self.fps) >= MIN_FPS)
-        checks = [
-            ("numerics", ", ".join(get_args(Numerics)), self.numerics in get_args(Numerics)),
-            ("num_frames", "1 or more, or None", self.num_frames is None or is_count(self.num_frames)),
-            ("frame_stride", "1 or more", is_count(self.frame_stride)),
-            ("fps", f"a number of {MIN_FPS} or more, or native", rate_fits),
-            ("num_clips", "1 or more, or None", self.num_clips is None or is_count(self.num_clips)),
-            ("seed", "a whole number, 0 or more", self.seed == 0 or is_count(self.seed)),
-            ("batch_size", "1 or more", is_count(self.batch_size)),
-            ("value_range", "(low, high), or None", self.value_range is None or is_pair(self.value_range)),
-            ("resamples", "2 or more, or 0", self.resamples == 0 or (is_count(self.resamples) and self.resamples > 1)),
-        ]
-        faults = [f"{name}={getattr(self, name)!r}, allowed is {allowed}" for name, allowed, fits in checks if not fits]
-        if faults:
-            raise InflateError(
-                "an option is out of range",
-                where="FvdOptions",
-                expected="see `inflate3d fvd --help`",
-                got="; ".join(faults),
-                fix="change it to an allowed value",
-            )
+        rules = {
+            "numerics": (", ".join(get_args(Numerics)), self.numerics in get_args(Numerics)),
+            "frame_stride": ("1 or more", is_count(self.frame_stride)),
+            "fps": rate_rule(self.fps),
+            "seed": ("a whole number, 0 or more", self.seed == 0 or is_count(self.seed)),
+            "batch_size": ("1 or more", is_count(self.batch_size)),
+            "value_range": ("(low, high), or None", self.value_range is None or is_pair(self.value_range)),
+            "resamples": ("2 or more, or 0", self.resamples == 0 or (is_count(self.resamples) and self.resamples > 1)),
+        }
+        check_options(self, {**rules, **count_rules(self, ("num_frames", "num_clips"))})
         protocol_named(self.protocol)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoStatistics:
     """What is kept of a set of videos: mean and spread of its features, and how they were made.
 
@@ -186,7 +174,7 @@ def embed_videos(
     options: FvdOptions,
     *,
     role: Role,
-    progress: Progress | None = None,
+    progress: ClipProgress | None = None,
 ) -> VideoStatistics:
     """Take a clip of each video, as the protocol has it, and run it through the network.
 
@@ -207,7 +195,7 @@ def embed_videos(
     limit = options.num_clips or sampling.num_clips
     sampling = sampling._replace(num_clips=limit)
     paths = _paths(videos)
-    run = _Run(network, options, sampling, limit if paths is None or sampling.again else len(paths), progress)
+    run = _Gathering(network, options, sampling, limit if paths is None or sampling.again else len(paths), progress)
     if paths is None:
         run.take_clips(_batches(videos, options))
     else:
@@ -216,7 +204,7 @@ def embed_videos(
     if not run.rows:
         raise InflateError(
             "no clip is left to compare",
-            where=f"fvd, {role} videos",
+            where=f"embed_videos, {role} videos",
             expected=f"videos of {run.span} frames or more" if paths is not None else "clips [c, t, h, w]",
             got=f"{len(run.failures)} not read, {len(run.too_short)} too short"
             + "".join(f"; {failure.source}: {failure.reason}" for failure in run.failures[:1]),
@@ -226,6 +214,22 @@ def embed_videos(
     setup = setup_of(options, network, run.num_frames or FILE_FRAMES)
     failures, too_short = tuple(run.failures), tuple(run.too_short)
     return VideoStatistics(setup, Gaussian.of(features), features, run.in_words(paths), failures, too_short)
+
+
+def check_one_length(clips: Tensor, num_frames: int, *, where: str) -> None:
+    """Check that clips `[b, c, t, h, w]` are as long as those before them.
+
+    Raises:
+        InflateError: They have another number of frames.
+    """
+    if clips.shape[2] != num_frames:
+        raise InflateError(
+            "clips differ in length",
+            where=where,
+            expected=f"{num_frames} frames in each clip",
+            got=f"{clips.shape[2]} frames",
+            fix=f"cut them to one length: clips[:, :, :{min(clips.shape[2], num_frames)}]",
+        )
 
 
 def setup_of(options: FvdOptions, network: FeatureNetwork, num_frames: int) -> Setup:
@@ -245,7 +249,7 @@ class _TooShortError(Exception):
     """A video has too few frames; its argument is how many."""
 
 
-class _Run:
+class _Gathering:
     """One pass over one set of videos."""
 
     def __init__(
@@ -254,7 +258,7 @@ class _Run:
         options: FvdOptions,
         sampling: Sampling,
         total: int | None,
-        progress: Progress | None,
+        progress: ClipProgress | None,
     ) -> None:
         self.network, self.options, self.sampling, self.progress = network, options, sampling, progress
         self.total = min(total, sampling.num_clips) if total and sampling.num_clips else total
@@ -283,14 +287,7 @@ class _Run:
     def take_clips(self, batches: Iterator[tuple[Tensor, tuple[float, float] | None]]) -> None:
         for batch, value_range in batches:
             self.num_frames = self.num_frames or batch.shape[2]
-            if batch.shape[2] != self.num_frames:
-                raise InflateError(
-                    "clips differ in length",
-                    where="fvd",
-                    expected=f"{self.num_frames} frames in each clip",
-                    got=f"{batch.shape[2]} frames",
-                    fix="cut them to one length: clips[:, :, :num_frames]",
-                )
+            check_one_length(batch, self.num_frames, where="embed_videos")
             for clip in batch.split(1):
                 self._wait(None, pixels(clip, self.protocol, value_range=value_range))
                 if self.full:  # asked before the next batch is, which may be costly to make
@@ -316,14 +313,15 @@ class _Run:
         """Give false if there is no clip in it."""
         name, known = printable(str(path)), len(self.rows) + len(self.waiting)
         try:
-            draw = random.Random(f"{self.options.seed}/{number}/{printable(path.name)}")
-            entry = self._entry(path, number)
+            with told_as_unreadable(path):
+                entry = self._entry(path, number)
             row = _kept(entry) if entry else None
             if row is not None:
                 self.rows[known] = row
                 self._tell()
                 return True
-            clip = _read(path, self.options, self.sampling.offset, span=self.span, draw=draw)
+            draw = random.Random(f"{self.options.seed}/{number}/{printable(path.name)}")
+            clip = _read(path, self.options, draw if self.sampling.offset == "random" else None, span=self.span)
             made = pixels(clip, self.protocol, from_file=True)
         except _TooShortError as error:
             if self.protocol.drops_short:
@@ -332,10 +330,7 @@ class _Run:
                 self.failures.append(Failure(name, f"{error.args[0]} frames, a clip covers {self.span}"))
             return False
         except InflateError as error:
-            self.failures.append(Failure(name, printable(str(error))))
-            return False
-        except Exception as error:  # whatever a strange file sets off must not cost the others
-            self.failures.append(Failure(name, printable(f"{type(error).__name__}: {error}")))
+            self.failures.append(Failure.of(name, error))
             return False
         self._wait(entry, made)
         return True
@@ -366,7 +361,7 @@ class _Run:
             return None
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(str(file.resolve()), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
-        setup = setup_of(self.options, self.network, self.span).fingerprint()
+        setup = setup_of(self.options, self.network, self.num_frames or FILE_FRAMES).fingerprint()
         choice = (version("inflate3d"), states, self.sampling.offset, self.options.seed, number, setup)
         key = sha256(json.dumps(choice).encode()).hexdigest()
         return Path(self.options.cache) / key[:2] / f"{key}.safetensors"
@@ -380,20 +375,26 @@ def _paths(videos: Videos) -> list[Path] | None:
     return None
 
 
-def _read(
-    path: Path, options: FvdOptions, offset: Literal["start", "random"], *, span: int, draw: random.Random
-) -> Tensor:
-    """Read a clip `[1, 3, t, h, w]` of uint8; counts the frames first, because headers lie about them."""
-    stream, stride = open_frames(path, fps=options.fps), options.frame_stride
+def _read(path: Path, options: FvdOptions, draw: random.Random | None, *, span: int) -> Tensor:
+    """Read a clip `[1, 3, t, h, w]` of uint8 from the start of a video, or from where `draw` says."""
+    with told_as_unreadable(path):
+        stream = open_frames(path, fps=options.fps)
+    start, needed, stride = 0, span, options.frame_stride
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InflateWarning)  # they come again when the frames are read
-        length = sum(1 for _ in islice(stream.timed(), span if offset == "start" else None))
-    if length < span:
-        raise _TooShortError(length)
-    start = 0 if offset == "start" else draw.randint(0, length - span + stride - 1)
-    chosen = islice(stream.timed(), start, start + span - stride + 1, stride)
-    frames = torch.from_numpy(np.stack([frame.picture for frame in drawn(chosen)]))
-    return frames.permute(3, 0, 1, 2)[None]
+        if draw:
+            length = sum(1 for _ in readable(stream.timed(), path))  # counted, because headers lie
+            if length < span:
+                raise _TooShortError(length)
+            start, needed = draw.randint(0, length - span + stride - 1), span - stride + 1
+            warnings.simplefilter("ignore", InflateWarning)  # that pass has told all
+        pictures, num_read = [], 0
+        for timed in readable(islice(stream.timed(), start, start + needed), path):
+            if num_read % stride == 0:
+                pictures.append(torch.from_numpy(timed.item()))
+            num_read += 1
+    if num_read < needed:
+        raise _TooShortError(num_read)
+    return torch.stack(pictures).permute(3, 0, 1, 2)[None]
 
 
 def _kept(entry: Path) -> Tensor | None:
@@ -431,7 +432,7 @@ def _no_videos(got: object) -> InflateError:
     shape = f" {list(got.shape)}" if isinstance(got, Tensor | np.ndarray) else ""
     return InflateError(
         "these are no videos",
-        where="fvd",
+        where="embed_videos",
         expected="paths; a tensor [n, c, t, h, w]; an array [n, t, h, w, c]; or an iterable of tensors or Clips",
         got=f"{type(got).__name__}{shape}",
         fix="pass a folder, or stack the clips: torch.stack(clips)",

@@ -1,24 +1,27 @@
 """A network over the windows of a video: how the video is shown, read ahead, and answered a few clips at a time."""
 
-from collections.abc import Callable, Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from inflate3d.checks import is_count, is_number
+from inflate3d.axes import frames_to_clip
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.clips.sampling import Window, windows
-from inflate3d.clips.transforms import CROPS, CropKind, resize_picture
-from inflate3d.clips.video import FrameStream, Rate, Source, open_frames
-from inflate3d.errors import InflateError
+from inflate3d.clips.transforms import CROPS, CropKind, crops, resize_picture, to_range
+from inflate3d.clips.video import FrameStream, Rate, Source, open_frames, source_name
+from inflate3d.errors import InflateError, check_options, is_count, is_number
+from inflate3d.results.prediction import reason_of
 from inflate3d.speed.ahead import ahead
 from inflate3d.speed.memory import clips_at_a_time, device_of
 from inflate3d.speed.optimize import Precision
 
 MIN_FPS = 1e-4  # exact_fps keeps four digits
+AHEAD_WINDOWS = 2  # that are read while the network is busy; the flow of one takes half a minute
 
 
 class Shown(Protocol):
@@ -33,6 +36,7 @@ class Shown(Protocol):
         """Seconds since the first frame of the source."""
 
 
+Item = TypeVar("Item")
 T = TypeVar("T", bound=Shown)
 
 
@@ -50,8 +54,9 @@ class PredictOptions:
             calibrated before the run with the first windows of the first videos, 8 in all.
         batch_size: Clips, that is windows or their crops, that go through the network at a time. None takes as many as
             fit into the memory of a GPU, and one on a CPU, where more take memory and no less time.
-        workers: Videos that are read at once, each by a thread, so that the next ones are ready when the network is;
-            each holds four windows at most. None takes 2 beside a network on the CPU, else one for each core.
+        workers: Videos that are open at once, each read by a thread that holds four windows at most: with 2 or more,
+            the next video is begun while the network still works on one; with 1 only when the one before is done. None
+            takes 2 beside a network on the CPU, else one for each core.
         compiled: Compile the network, which repays its minute after a thousand windows or so.
         key_frames: Keep the middle frame of each window as a small JPEG, for reports.
 
@@ -72,26 +77,24 @@ class PredictOptions:
     key_frames: bool = False
 
     def __post_init__(self) -> None:
-        rate_fits = self.fps == "native" or (is_number(self.fps) and float(self.fps) >= MIN_FPS)
-        checks = [
-            ("fps", f"a number of {MIN_FPS} or more, or native", rate_fits),
-            ("num_frames", "1 or more, or None", self.num_frames is None or is_count(self.num_frames)),
-            ("window", "1 or more, or None", self.window is None or is_count(self.window)),
-            ("stride", "1 or more, or None", self.stride is None or is_count(self.stride)),
-            ("crops", ", ".join(CROPS), self.crops in CROPS),
-            ("precision", ", ".join(get_args(Precision)), self.precision in get_args(Precision)),
-            ("batch_size", "1 or more, or None", self.batch_size is None or is_count(self.batch_size)),
-            ("workers", "1 or more, or None", self.workers is None or is_count(self.workers)),
-        ]
-        faults = [f"{name}={getattr(self, name)!r}, allowed is {allowed}" for name, allowed, fits in checks if not fits]
-        if faults:
-            raise InflateError(
-                "an option is out of range",
-                where="PredictOptions",
-                expected="see `inflate3d predict --help`",
-                got="; ".join(faults),
-                fix="change it to an allowed value",
-            )
+        rules = {
+            "crops": (", ".join(CROPS), self.crops in CROPS),
+            "precision": (", ".join(get_args(Precision)), self.precision in get_args(Precision)),
+        }
+        counts = ("num_frames", "window", "stride", "batch_size", "workers")
+        check_options(self, {"fps": rate_rule(self.fps), **count_rules(self, counts), **rules})
+
+
+def rate_rule(fps: object) -> tuple[str, bool]:
+    """Tell what a rate may be, and whether this is one; for `check_options`."""
+    fits = fps == "native" or (is_number(fps) and float(fps) >= MIN_FPS)  # type: ignore[arg-type]  # a number
+    return f"a number of {MIN_FPS} or more, or native", fits
+
+
+def count_rules(options: object, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """Tell of options that count and may be left out whether they do; for `check_options`."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: ("1 or more, or None", value is None or is_count(value)) for name, value in values.items()}
 
 
 class SmallFrame(NamedTuple):
@@ -106,16 +109,60 @@ class SmallFrame(NamedTuple):
     time_seconds: float
 
 
+@contextmanager
+def told_as_unreadable(source: Source) -> Iterator[None]:
+    """Tell whatever reading a source sets off as an `InflateError`: a strange file is no fault of the caller's.
+
+    Raises:
+        InflateError: The block raises an error.
+
+    Example:
+        >>> try:
+        ...     with told_as_unreadable("a.mp4"):
+        ...         raise EOFError("3 bytes are missing")
+        ... except InflateError as error:
+        ...     error.where, error.problem, error.got[:29]
+        ('a.mp4', 'the source cannot be read', 'EOFError: 3 bytes are missing')
+    """
+    try:
+        yield
+    except InflateError:
+        raise
+    except Exception as error:
+        name = source_name(source)
+        raise InflateError(
+            "the source cannot be read",
+            where=name,
+            expected="a video, a folder of pictures, a Clip or an array, whole",
+            got=reason_of(error),
+            fix=f"try whether another program reads it (ffprobe {name}); if one does, report this text as a bug",
+        ) from error
+
+
+def readable(items: Iterable[Item], source: Source) -> Iterator[Item]:
+    """Give what is read from a source; whatever that sets off is told as an `InflateError`."""
+    with told_as_unreadable(source):
+        yield from items
+
+
 def small_frames(stream: FrameStream, short_side: int) -> Iterator[SmallFrame]:
     """Resize each frame as it comes, so that only small ones wait for their window."""
-    for frame in stream:
+    for frame in readable(stream, stream.source):
         yield SmallFrame(resize_picture(frame.picture, short_side), frame.time_seconds)
 
 
 def cut_windows(items: Iterator[T], spec: ClipSpec, options: PredictOptions) -> Generator[Window[T]]:
-    """Cut a stream as the options say, working ahead in a thread from now on."""
+    """Cut a stream as the options say; a thread works two windows ahead from now on, until this is closed."""
     length = options.window or spec.num_frames
-    return ahead(windows(items, length, options.stride or length))
+    running = _cut(ahead(items, AHEAD_WINDOWS * length), length, options.stride or length)
+    next(running)
+    return running  # type: ignore[return-value]  # from now on there are windows only
+
+
+def _cut(items: Generator[T], num_frames: int, stride: int) -> Generator[Window[T] | None]:
+    with closing(items):
+        yield None  # so that closing it before the first window comes by here as well
+        yield from windows(items, num_frames, stride)
 
 
 class Reading(NamedTuple):
@@ -123,11 +170,21 @@ class Reading(NamedTuple):
 
     Attributes:
         stream: What is read.
-        windows: What is cut from it, in the size that the network wants.
+        windows: What is cut from it, in the size that the network wants; closing it ends the thread.
     """
 
     stream: FrameStream
     windows: Generator[Window[SmallFrame]]
+
+
+def open_source(source: Source, options: PredictOptions) -> FrameStream:
+    """Open a source for reading at the rate that is wanted.
+
+    Raises:
+        InflateError: It cannot be opened.
+    """
+    with told_as_unreadable(source):
+        return open_frames(source, fps=options.fps)
 
 
 def begin_reading(source: Source, spec: ClipSpec, options: PredictOptions) -> Reading:
@@ -136,9 +193,27 @@ def begin_reading(source: Source, spec: ClipSpec, options: PredictOptions) -> Re
     Raises:
         InflateError: The source cannot be opened; what turns out later is raised among its windows.
     """
-    stream = open_frames(source, fps=options.fps)
+    stream = open_source(source, options)
     frames = islice(small_frames(stream, spec.short_side), options.num_frames)
     return Reading(stream, cut_windows(frames, spec, options))
+
+
+def color_views(frames: Sequence[Shown], spec: ClipSpec, kind: CropKind) -> Iterator[Tensor]:
+    """Make the views `[3, t, crop, crop]` of a window one after the other, as `frames_to_input` makes them together.
+
+    Only one at a time is float32, four times the bytes.
+
+    Args:
+        frames: In the size that the network wants.
+        spec: What the network wants.
+        kind: A key of `inflate3d.clips.transforms.CROPS`.
+
+    Raises:
+        InflateError: A crop larger than the frames.
+    """
+    pictures = torch.stack([frame.picture for frame in frames]).permute(0, 3, 1, 2)
+    for view in crops(pictures, spec.crop, kind).values():
+        yield frames_to_clip(to_range(view.contiguous(memory_format=torch.channels_last), spec.value_range))[0]
 
 
 class Network(NamedTuple, Generic[T]):
@@ -147,13 +222,13 @@ class Network(NamedTuple, Generic[T]):
     Attributes:
         model: Maps `[b, c, t, h, w]` to logits `[b, classes]`.
         spec: Of its clips.
-        input_of: Maps the items of a window to its views `[views, c, t, h, w]`.
+        input_of: Maps the items of a window to its views `[c, t, h, w]`, made one after the other or stacked.
         at_a_time: Views that it is shown at a time.
     """
 
     model: nn.Module
     spec: ClipSpec
-    input_of: Callable[[list[T]], Tensor]
+    input_of: Callable[[list[T]], Iterable[Tensor]]
     at_a_time: int
 
     def answers(self, cut: Iterator[Window[T]], crops: CropKind) -> Iterator[tuple[list[Window[T]], Tensor]]:
@@ -168,9 +243,11 @@ class Network(NamedTuple, Generic[T]):
         Raises:
             InflateError: The model does not answer with finite logits.
         """
-        inputs = [self.input_of(window.frames) for window in batch]
-        clip = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        logits = torch.cat([self._logits(part) for part in clip.split(self.at_a_time)])
+        views = chain.from_iterable(self.input_of(window.frames) for window in batch)
+        parts = []
+        while shown := [view[None] for view in islice(views, self.at_a_time)]:
+            parts.append(self._logits(torch.cat(shown) if len(shown) > 1 else shown[0]))
+        logits = torch.cat(parts)
         return logits.view(len(batch), -1, logits.shape[-1]).mean(1)
 
     def _logits(self, views: Tensor) -> Tensor:

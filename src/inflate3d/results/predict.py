@@ -4,7 +4,8 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from contextlib import closing, suppress
+from io import BytesIO
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.clips.jpeg import encode_jpeg
 from inflate3d.clips.sampling import Window
 from inflate3d.clips.transforms import frames_to_input, resize_picture
 from inflate3d.clips.video import FrameStream, Source, source_name
@@ -24,6 +24,7 @@ from inflate3d.results.network import (
     SmallFrame,
     T,
     begin_reading,
+    color_views,
     views_at_a_time,
 )
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
@@ -43,6 +44,9 @@ def predict(
     model: nn.Module, source: Source, options: PredictOptions | None = None, *, progress: Progress | None = None
 ) -> VideoPrediction:
     """Show a video to a classifier window by window; memory does not grow with the video's length.
+
+    The model is copied and made fast for each call: for several videos take `predict_many`, or pass the copy that
+    `inflate3d.speed.optimize.optimize` makes.
 
     Windows have the length the network was trained on; what is left over at the end is covered by a last window that
     reaches back, and a video shorter than a window is looped. The answer to the whole is the mean of the windows'
@@ -70,7 +74,7 @@ def predict(
         (20, torch.Size([5]), 1)
     """
     options = options or PredictOptions()
-    network = _color_network(optimize_for(model, [source], options), options)
+    network = _color_network(model, [source], options)
     return _answer(network, begin_reading(source, network.spec, options), options, progress)
 
 
@@ -82,6 +86,8 @@ def predict_many(
     progress: Callable[[Source], Progress] | None = None,
 ) -> Iterator[VideoPrediction | Failure]:
     """Predict one source after the other; one that fails gives a `Failure` and does not end the run.
+
+    An error that is not the source's ends it: one of the model's own code, or of `progress`.
 
     Args:
         model: As for `predict`, likewise `options`.
@@ -103,7 +109,7 @@ def predict_many(
     """
     options, sources = options or PredictOptions(), iter(sources)
     first = list(islice(sources, CALIBRATION_CLIPS if options.precision == "int8" else 0))
-    network = _color_network(optimize_for(model, first, options), options)
+    network = _color_network(model, first, options)
     beside_cpu = device_of(network.model).type == "cpu"
     return predict_each(
         lambda source: begin_reading(source, network.spec, options),
@@ -122,29 +128,38 @@ def predict_each(
     progress: Callable[[Source], Progress] | None = None,
     workers: int = 1,
 ) -> Iterator[VideoPrediction | Failure]:
-    """Begin so many sources at once and finish one after the other; one that fails gives a `Failure`."""
+    """Begin so many sources at once and finish one after the other; one that fails gives a `Failure`.
+
+    A source fails with an `InflateError`, as which reading tells all that it meets (`told_as_unreadable`). Any other
+    error comes from the model or from `progress`, would come again with the next source, and ends the run.
+
+    Args:
+        begin: Opens a source; may raise an `InflateError`.
+        finish: Makes the answer from what `begin` gave.
+        sources: Files, folders of pictures, clips, arrays.
+        progress: Called with each source when its turn comes; gives back what `finish` calls.
+        workers: Sources that are begun at a time.
+    """
     for source, begun in _begun(begin, sources, workers):
+        told = progress(source) if progress else None
+        answer: VideoPrediction | Failure
         try:
-            yield finish(begun.result(), progress(source) if progress else None)
+            answer = Failure.of(source_name(source), begun) if isinstance(begun, InflateError) else finish(begun, told)
         except InflateError as error:
-            yield Failure(printable(source_name(source)), printable(str(error)))
-        except Exception as error:  # whatever a strange file sets off must not cost the results of the others
-            yield Failure(printable(source_name(source)), printable(f"{type(error).__name__}: {error}"))
+            answer = Failure.of(source_name(source), error)
+        yield answer
 
 
 def _begun(
     begin: Callable[[Source], Begun], sources: Iterable[Source], workers: int
-) -> Iterator[tuple[Source, Future[Begun]]]:
+) -> Iterator[tuple[Source, Begun | InflateError]]:
     """Give sources with what beginning them gave or raised, in order, `workers` of them begun at a time."""
-    waiting: deque[tuple[Source, Future[Begun]]] = deque()
+    waiting: deque[tuple[Source, Begun | InflateError]] = deque()
     for source in sources:
-        begun: Future[Begun] = Future()
         try:
-            begun.set_result(begin(source))
-        except Exception as error:  # raised again when it is this one's turn
-            begun.set_exception(error)
-        waiting.append((source, begun))
-        del begun  # so that what was read goes with its turn
+            waiting.append((source, begin(source)))
+        except InflateError as error:  # told when it is this one's turn
+            waiting.append((source, error))
         if len(waiting) == workers:
             yield waiting.popleft()
     while waiting:
@@ -163,7 +178,11 @@ def optimize_for(model: nn.Module, sources: Sequence[Source], options: PredictOp
     Raises:
         InflateError: See `predict` about the model; the extra `int8` is not installed.
     """
-    spec, precision = check_model(model, options), options.precision
+    return _optimized(model, check_model(model, options), sources, options)
+
+
+def _optimized(model: nn.Module, spec: ClipSpec, sources: Sequence[Source], options: PredictOptions) -> Optimized:
+    precision = options.precision
     clips: list[Tensor] = []
     if precision == "int8" and not isinstance(model, Optimized):
         clips = _calibration_clips(sources[:CALIBRATION_CLIPS], spec, options)
@@ -172,22 +191,19 @@ def optimize_for(model: nn.Module, sources: Sequence[Source], options: PredictOp
             warnings.warn(
                 "int8 has nothing to be calibrated with, because none of the first videos can be read; float32 is used",
                 InflateWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return optimize(model, precision, calibration=clips, compiled=options.compiled)
 
 
 def _calibration_clips(sources: Sequence[Source], spec: ClipSpec, options: PredictOptions) -> list[Tensor]:
     clips: list[Tensor] = []
-    for source in sources:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", InflateWarning)  # the run gives them
-                found = begin_reading(source, spec, options).windows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InflateWarning)  # the run meets warnings and errors again, and tells them
+        for source in sources:
+            with suppress(InflateError), closing(begin_reading(source, spec, options).windows) as found:
                 few = islice(found, -(-CALIBRATION_CLIPS // len(sources)))
                 clips += [frames_to_input([frame.picture for frame in window.frames], spec) for window in few]
-        except Exception:  # the run meets it again, and tells it
-            continue
     return clips[:CALIBRATION_CLIPS]
 
 
@@ -225,13 +241,11 @@ def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
     return spec
 
 
-def _color_network(model: nn.Module, options: PredictOptions) -> Network[SmallFrame]:
+def _color_network(model: nn.Module, sources: Sequence[Source], options: PredictOptions) -> Network[SmallFrame]:
     spec = check_model(model, options)
+    fast = _optimized(model, spec, sources, options)
     return Network[SmallFrame](
-        model,
-        spec,
-        lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
-        views_at_a_time(model, spec, options),
+        fast, spec, lambda frames: color_views(frames, spec, options.crops), views_at_a_time(fast, spec, options)
     )
 
 
@@ -239,10 +253,11 @@ def _answer(
     network: Network[SmallFrame], reading: Reading, options: PredictOptions, progress: Progress | None
 ) -> VideoPrediction:
     answers = Answers(reading.stream, options)
-    for batch, logits in network.answers(reading.windows, options.crops):
-        answers.add(batch, logits)
-        if progress:
-            progress(answers.windows[-1].end_seconds, reading.stream.duration_seconds_estimate)
+    with closing(reading.windows) as cut:  # else an error's traceback keeps the thread alive that reads
+        for batch, logits in network.answers(cut, options.crops):
+            answers.add(batch, logits)
+            if progress:
+                progress(answers.windows[-1].end_seconds, reading.stream.duration_seconds_estimate)
     return answers.whole(getattr(network.model, "class_names", None))
 
 
@@ -251,28 +266,28 @@ class Answers:
 
     def __init__(self, stream: FrameStream, options: PredictOptions) -> None:
         self.stream, self.options = stream, options
-        self.resident_bytes = 0  # after the first window
+        self.bytes_after_first = 0
         self.windows: list[WindowPrediction] = []
-        self.weights: list[int] = []
+        self.num_new: list[int] = []  # frames that each window adds
 
     def add(self, batch: Sequence[Window[T]], logits: Tensor) -> None:
         """Take the logits `[windows, classes]` of a batch."""
         for window, row in zip(batch, logits, strict=True):
             self.windows.append(_window_prediction(window, row, self.options))
-            self.weights.append(window.num_new)
-        self.resident_bytes = self.resident_bytes or resident_bytes()
-        if resident_bytes() > self.resident_bytes + KEPT_BYTES:
+            self.num_new.append(window.num_new)
+        self.bytes_after_first = self.bytes_after_first or resident_bytes()
+        if resident_bytes() > self.bytes_after_first + KEPT_BYTES:
             give_back_memory()
 
     def whole(self, class_names: tuple[str, ...] | None) -> VideoPrediction:
         """Average over the windows, each weighted by the frames that it adds."""
         give_back_memory()
-        share = torch.tensor(self.weights, dtype=torch.float64) / sum(self.weights)
+        share = torch.tensor(self.num_new, dtype=torch.float64) / sum(self.num_new)
         logits = (torch.stack([window.logits for window in self.windows]).double() * share[:, None]).sum(0)
         return VideoPrediction(
             source=printable(self.stream.source),
-            num_frames=sum(self.weights),
-            fps=None if isinstance(self.options.fps, str) else float(self.options.fps),
+            num_frames=sum(self.num_new),
+            fps=self.options.fps if isinstance(self.options.fps, str) else float(self.options.fps),
             logits=logits,
             windows=tuple(self.windows),
             class_names=class_names,
@@ -281,7 +296,13 @@ class Answers:
 
 def _window_prediction(window: Window[T], logits: Tensor, options: PredictOptions) -> WindowPrediction:
     seen = window.frames[: max(window.num_new, 1)] if window.start == 0 else window.frames
-    key_frame = (
-        encode_jpeg(resize_picture(seen[len(seen) // 2].picture, KEY_FRAME_SHORT_SIDE)) if options.key_frames else None
-    )
+    key_frame = _small_jpeg(seen[len(seen) // 2].picture) if options.key_frames else None
     return WindowPrediction(seen[0].time_seconds, seen[-1].time_seconds, logits, key_frame)
+
+
+def _small_jpeg(picture: Tensor) -> bytes:
+    from PIL import Image  # noqa: PLC0415 - comes with torchvision
+
+    buffer = BytesIO()
+    Image.fromarray(resize_picture(picture, KEY_FRAME_SHORT_SIDE).numpy()).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,7 +1,8 @@
 """A video and two classifiers, one for colors and one for optical flow: the answer of each and of both together."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,28 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.clips.transforms import CropKind, crops, frames_to_input
-from inflate3d.clips.video import Source, open_frames, source_name
-from inflate3d.errors import InflateError
+from inflate3d.clips.transforms import CropKind, crops
+from inflate3d.clips.video import Source, source_name
+from inflate3d.errors import InflateError, check_options
 from inflate3d.flow.methods import FlowMethod, find_method, with_flow
 from inflate3d.flow.quantize import BOUND_PIXELS, Quantizer, check_quantizer, dequantize, quantize
-from inflate3d.flow.stored import StoredFlow, open_flow
+from inflate3d.flow.stored import StoredFlow, find_flow, open_flow
 from inflate3d.models.streams import Fusion
 from inflate3d.results.network import (
     Network,
     PredictOptions,
     SmallFrame,
+    color_views,
     cut_windows,
+    open_source,
+    readable,
     small_frames,
     views_at_a_time,
 )
 from inflate3d.results.predict import Answers, Progress, check_model, predict_each
 from inflate3d.results.prediction import Failure, VideoPrediction
-from inflate3d.speed.optimize import optimize
+from inflate3d.speed.optimize import Optimized, optimize
 
 FLOW_CHANNELS = 2
 PAIRS_AT_A_TIME = 8
-STORED_SUFFIXES = ("", ".zip", ".h5", ".hdf5", ".npz")
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,11 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         check_quantizer(self.quantizer, self.bound)
-        if self.fusion not in get_args(Fusion) or (self.method and self.stored):
-            raise InflateError(
-                "the flow stream cannot be fed so",
-                where="FlowOptions",
-                expected=f"fusion {', '.join(get_args(Fusion))}; a method, or stored flow, or neither",
-                got=f"fusion={self.fusion!r}, stored={self.stored}" + ", and a method" * (self.method is not None),
-                fix='fusion="logits" is what DeepMind\'s script does; leave one of method and stored out',
-            )
+        rules = {
+            "fusion": (" or ".join(get_args(Fusion)), self.fusion in get_args(Fusion)),
+            "stored": ("None beside a method, which would compute anew", not (self.method and self.stored)),
+        }
+        check_options(self, rules, problem="the flow stream cannot be fed so")
 
 
 class Streams(NamedTuple):
@@ -94,7 +94,7 @@ class MovingFrame(NamedTuple):
     Attributes:
         picture: `[h, w, 3]` uint8.
         time_seconds: Seconds since the first frame of the source.
-        codes: `[2, h, w]`, quantized.
+        codes: `[2, h, w]`, quantized to bytes; or pixels as floats, four times as large, if the quantizer is "none".
     """
 
     picture: Tensor
@@ -142,42 +142,7 @@ def predict_streams(
         (9, ['rgb', 'flow'], True)
     """
     options, flow = options or PredictOptions(), flow or FlowOptions()
-    spec = check_streams(streams, options)
-    fast = _optimized(streams, options)
-    stream = open_frames(source, fps=options.fps)
-
-    def told(seconds: float) -> None:
-        if progress:
-            progress(seconds, stream.duration_seconds_estimate)
-
-    limit = None if options.num_frames is None else options.num_frames + 1
-    frames = islice(small_frames(stream, spec.short_side), limit)
-    moving = _moving(frames, flow, source, told, limited=limit is not None)
-    size = views_at_a_time(fast.flow, spec, options)
-    flow_network = Network[MovingFrame](fast.flow, spec, lambda frames: _flow_input(frames, spec, options, flow), size)
-    networks = {"flow": flow_network}
-    if fast.rgb is not None:
-        networks["rgb"] = Network[MovingFrame](
-            fast.rgb,
-            spec,
-            lambda frames: frames_to_input([frame.picture for frame in frames], spec, options.crops),
-            size,
-        )
-    answers = {name: Answers(stream, options) for name in networks}
-    for batch, logits in flow_network.answers(cut_windows(moving, spec, options), options.crops):
-        answers["flow"].add(batch, logits)
-        if "rgb" in networks:
-            answers["rgb"].add(batch, networks["rgb"].answer(batch))
-    if not answers["flow"].windows:
-        raise InflateError(
-            "the video has one frame, from which no flow leads anywhere",
-            where=stream.source,
-            expected="two frames or more",
-            got=f"one frame at fps={options.fps}",
-            fix="take all frames (--fps native), or the rgb stream alone",
-        )
-    found = {name: one.whole(getattr(getattr(streams, name), "class_names", None)) for name, one in answers.items()}
-    return join(found["rgb"], found["flow"], flow.fusion) if "rgb" in found else found["flow"]
+    return _answer(_stream_networks(streams, options, flow), source, options, flow=flow, progress=progress)
 
 
 def predict_streams_many(
@@ -190,6 +155,8 @@ def predict_streams_many(
 ) -> Iterator[VideoPrediction | Failure]:
     """Do so with one source after the other; one that fails gives a `Failure` and does not end the run.
 
+    An error that is not the source's ends it: one of a network's, of the flow method's or of `progress`.
+
     Args:
         streams: As for `predict_streams`, likewise `options` and `flow`.
         sources: Files, folders of pictures, clips, arrays.
@@ -200,15 +167,90 @@ def predict_streams_many(
     Raises:
         InflateError: At once, for what would fail with every source.
     """
-    options = options or PredictOptions()
-    check_streams(streams, options)
-    fast = _optimized(streams, options)
+    options, flow = options or PredictOptions(), flow or FlowOptions()
+    networks = _stream_networks(streams, options, flow)
     return predict_each(
         lambda source: source,
-        lambda source, told: predict_streams(fast, source, options, flow=flow, progress=told),
+        lambda source, told: _answer(networks, source, options, flow=flow, progress=told),
         sources,
         progress=progress,
     )
+
+
+def optimize_streams(streams: Streams, options: PredictOptions) -> Streams:
+    """Make the fast copies of both networks that `predict_streams` runs; their `steps` say what was done.
+
+    Args:
+        streams: As for `predict_streams`; those that are optimized already stay as they are.
+        options: How the videos are shown.
+
+    Raises:
+        InflateError: The networks cannot be asked together, see `check_streams`.
+    """
+    check_streams(streams, options)
+    return _optimized(streams, options)
+
+
+def _optimized(streams: Streams, options: PredictOptions) -> Streams:
+    def fast(model: nn.Module) -> Optimized:
+        return optimize(model, options.precision, compiled=options.compiled)
+
+    return Streams(fast(streams.flow), None if streams.rgb is None else fast(streams.rgb))
+
+
+def _stream_networks(streams: Streams, options: PredictOptions, flow: FlowOptions) -> dict[str, Network[MovingFrame]]:
+    """Make both networks ready; "flow" comes first, "rgb" may be missing."""
+    spec = check_streams(streams, options)
+    fast = _optimized(streams, options)
+
+    def motion_views(frames: list[MovingFrame]) -> Iterator[Tensor]:
+        return _flow_views(torch.stack([frame.codes for frame in frames]), spec.crop, options.crops, bound=flow.bound)
+
+    def colors(frames: list[MovingFrame]) -> Iterator[Tensor]:
+        return color_views(frames, spec, options.crops)
+
+    inputs = {"flow": (fast.flow, motion_views), "rgb": (fast.rgb, colors)}
+    return {
+        name: Network[MovingFrame](model, spec, input_of, views_at_a_time(model, spec, options))
+        for name, (model, input_of) in inputs.items()
+        if model is not None
+    }
+
+
+def _answer(
+    networks: Mapping[str, Network[MovingFrame]],
+    source: Source,
+    options: PredictOptions,
+    *,
+    flow: FlowOptions,
+    progress: Progress | None,
+) -> VideoPrediction:
+    spec = networks["flow"].spec
+    stream = open_source(source, options)
+
+    def told(seconds: float) -> None:
+        if progress:
+            progress(seconds, stream.duration_seconds_estimate)
+
+    limit = None if options.num_frames is None else options.num_frames + 1
+    frames = islice(small_frames(stream, spec.short_side), limit)
+    moving = moving_frames(frames, flow, source, told=told, limited=limit is not None)
+    answers = {name: Answers(stream, options) for name in networks}
+    with closing(cut_windows(moving, spec, options)) as cut:
+        for batch, logits in networks["flow"].answers(cut, options.crops):
+            answers["flow"].add(batch, logits)
+            if "rgb" in networks:
+                answers["rgb"].add(batch, networks["rgb"].answer(batch))
+    if not answers["flow"].windows:
+        raise InflateError(
+            "the video has one frame, from which no flow leads anywhere",
+            where=stream.source,
+            expected="two frames or more",
+            got=f"one frame at fps={options.fps}",
+            fix="take all frames (--fps native), or the rgb stream alone",
+        )
+    found = {name: one.whole(getattr(networks[name].model, "class_names", None)) for name, one in answers.items()}
+    return join(found["rgb"], found["flow"], flow.fusion) if "rgb" in found else found["flow"]
 
 
 def check_streams(streams: Streams, options: PredictOptions) -> ClipSpec:
@@ -254,11 +296,6 @@ def _channel_fault(model: nn.Module, stream: str, wanted: int) -> list[str]:
     return [f"{channels} input channels for {stream}"] * (channels != wanted)
 
 
-def _optimized(streams: Streams, options: PredictOptions) -> Streams:
-    flow = optimize(streams.flow, options.precision, compiled=options.compiled)
-    return Streams(flow, streams.rgb and optimize(streams.rgb, options.precision, compiled=options.compiled))
-
-
 def join(rgb: VideoPrediction, flow: VideoPrediction, fusion: Fusion = "logits") -> VideoPrediction:
     """Fuse the answers of two streams, for the whole video and for each window.
 
@@ -269,6 +306,11 @@ def join(rgb: VideoPrediction, flow: VideoPrediction, fusion: Fusion = "logits")
 
     Raises:
         InflateError: The two do not have the same windows and number of classes.
+
+    Example:
+        >>> rgb, flow = (VideoPrediction("a", 1, 25.0, torch.tensor(logits), ()) for logits in ([1.0, 4], [3.0, 0]))
+        >>> join(rgb, flow).logits.tolist()
+        [4.0, 4.0]
     """
     shapes = [(len(one.windows), len(one.logits)) for one in (rgb, flow)]
     if shapes[0] != shapes[1]:
@@ -299,13 +341,24 @@ def _fused(rgb: Tensor, flow: Tensor, fusion: Fusion) -> Tensor:
     return mean.to(rgb.dtype)
 
 
-def _moving(
-    frames: Iterator[SmallFrame], flow: FlowOptions, source: Source, told: Callable[[float], None], *, limited: bool
+def moving_frames(
+    frames: Iterator[SmallFrame], flow: FlowOptions, source: Source, *, told: Callable[[float], None], limited: bool
 ) -> Iterator[MovingFrame]:
-    """Put frames and flow together, as codes, which take little memory while they wait for their window."""
+    """Put frames and flow together, quantized as soon as it is there, so that it takes little memory while it waits.
+
+    Args:
+        frames: In the size that the network wants.
+        flow: How flow is had.
+        source: Where the frames come from, for flow that is stored under its name.
+        told: Is told the seconds up to which flow has been computed.
+        limited: Whether frames may end before the stored flow does.
+
+    Raises:
+        InflateError: Stored flow is not that of this video.
+    """
     quantizer = flow.quantizer
     if flow.stored is not None:
-        stored = open_flow(_stored_path(flow.stored, source), bound=flow.bound)
+        stored = open_flow(find_flow(flow.stored, source_name(source)), bound=flow.bound)
         pairs = _with_stored(frames, stored, limited=limited)
         quantizer = "none" if stored.quantized else quantizer  # a second time would move codes by one
     else:
@@ -316,17 +369,10 @@ def _moving(
         told(frame.time_seconds)
 
 
-def _stored_path(stored: Path, source: Source) -> Path:
-    """Find the flow of a video: below a folder under its name, or the path itself."""
-    stem = Path(source_name(source)).stem
-    places = [stored / f"{stem}{suffix}" for suffix in STORED_SUFFIXES] if stored.is_dir() else []
-    return next((place for place in places if place.exists()), stored)
-
-
 def _with_stored(
     frames: Iterator[SmallFrame], stored: StoredFlow, *, limited: bool
 ) -> Iterator[tuple[SmallFrame, Tensor]]:
-    flows = iter(stored)
+    flows = readable(stored, stored.source)
     count, previous = 0, None
     for frame in frames:
         if previous is not None:
@@ -356,12 +402,6 @@ def _not_of_this_video(stored: StoredFlow, expected: str, got: str) -> InflateEr
     )
 
 
-def _flow_input(frames: list[MovingFrame], spec: ClipSpec, options: PredictOptions, flow: FlowOptions) -> Tensor:
-    """Make the views `[views, 2, t, crop, crop]` of a window."""
-    codes = torch.stack([frame.codes for frame in frames])
-    return flow_to_input(codes, spec.crop, options.crops, bound=flow.bound)
-
-
 def flow_to_input(codes: Tensor, crop: int, kind: CropKind = "center", *, bound: float = BOUND_PIXELS) -> Tensor:
     """Make network input from quantized flow: crop, and map the bound to 1.
 
@@ -381,9 +421,13 @@ def flow_to_input(codes: Tensor, crop: int, kind: CropKind = "center", *, bound:
         >>> flow_to_input(torch.full((3, 2, 16, 20), 255, dtype=torch.uint8), 16)[0, :, 0, 0, 0].tolist()
         [1.0, 1.0]
     """
-    views = []
+    views = list(_flow_views(codes, crop, kind, bound=bound))
+    return torch.stack(views).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _flow_views(codes: Tensor, crop: int, kind: CropKind, *, bound: float) -> Iterator[Tensor]:
+    """Make the views `[2, t, crop, crop]` one after the other; codes that are bytes take a quarter of the memory."""
     for name, view in crops(codes, crop, kind).items():
         values = dequantize(view, bound=bound) / bound
         sign = values.new_tensor([-1.0 if name.startswith("mirrored-") else 1.0, 1.0])
-        views.append(values * sign[:, None, None])
-    return torch.stack(views).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+        yield (values * sign[:, None, None]).transpose(0, 1)

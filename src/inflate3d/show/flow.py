@@ -1,4 +1,4 @@
-"""Optical flow as pictures and videos, and the answers of two streams side by side."""
+"""Optical flow as pictures and videos."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -9,14 +9,10 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError
-from inflate3d.results.prediction import VideoPrediction
 
 # Steps from one color to the next on the wheel: red, yellow, green, cyan, blue, magenta and back.
 # Source: Baker et al., A Database and Evaluation Methodology for Optical Flow, IJCV 2011
@@ -25,6 +21,7 @@ WHEEL_CORNERS = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1
 
 LARGEST_PIXELS = 10.0  # motion that gets the full color
 STRENGTH = 0.8  # of a full color over a frame
+SMALLEST_KEY_PIXELS = 3  # below, no direction is left in it
 
 
 def flow_picture(flow: Tensor, largest_pixels: float | None = None) -> Tensor:
@@ -82,7 +79,7 @@ def wheel_picture(side: int = 151) -> Tensor:
     """Draw the key to `flow_picture`: a disk in which each point has the color of the motion from the middle to it.
 
     Args:
-        side: Pixels.
+        side: Pixels, 2 or more.
 
     Returns:
         `[side, side, 3]` uint8.
@@ -110,6 +107,10 @@ def overlay(picture: Tensor, flow: Tensor, largest_pixels: float = LARGEST_PIXEL
 
     Raises:
         InflateError: The flow has another shape than its frame.
+
+    Example:
+        >>> overlay(torch.full((24, 32, 3), 90, dtype=torch.uint8), torch.zeros(2, 24, 32))[0, 0].tolist()
+        [90, 90, 90]
     """
     if flow.shape[1:] != picture.shape[:2]:
         raise InflateError(
@@ -122,8 +123,8 @@ def overlay(picture: Tensor, flow: Tensor, largest_pixels: float = LARGEST_PIXEL
     share = STRENGTH * (flow.double().norm(dim=0) / largest_pixels).clamp(max=1)[..., None]
     grey = picture.double().mean(-1, keepdim=True)
     mixed = (1 - share) * grey + share * flow_picture(flow, largest_pixels)
-    side = min(picture.shape[:2]) // 4
-    mixed[-side:, -side:] = wheel_picture(side)
+    if (side := min(picture.shape[:2]) // 4) >= SMALLEST_KEY_PIXELS:
+        mixed[-side:, -side:] = wheel_picture(side)
     drawn: Tensor = mixed.round().to(torch.uint8)
     return drawn
 
@@ -133,6 +134,13 @@ def write_png(path: Path, picture: Tensor) -> None:
 
     Raises:
         InflateError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_png(Path(folder) / "wheel.png", wheel_picture())
+        ...     (Path(folder) / "wheel.png").read_bytes()[1:4]
+        b'PNG'
     """
     from PIL import Image  # noqa: PLC0415 - comes with torchvision
 
@@ -153,6 +161,14 @@ def write_overlay(
 
     Raises:
         InflateError: There are no frames, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> moving = [(torch.zeros(32, 48, 3, dtype=torch.uint8), torch.ones(2, 32, 48))] * 3
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_overlay(Path(folder) / "overlay.mp4", moving, fps=10.0)
+        ...     (Path(folder) / "overlay.mp4").stat().st_size > 500
+        True
     """
     stream: VideoStream | None = None
     with replacing(path) as draft, av.open(str(draft), "w", format="mp4") as container:
@@ -171,20 +187,3 @@ def write_overlay(
                 fix="pass a video of two frames or more",
             )
         container.mux(stream.encode(None))
-
-
-def streams_table(prediction: VideoPrediction, k: int = 5) -> Group:
-    """Show the k likeliest classes of a joint answer, and how likely each stream alone holds them."""
-    rate = f"{prediction.fps:g} fps" if prediction.fps else "native fps"
-    title = Text(f"\n{prediction.source}", style="bold").append(f"  {prediction.num_frames} flows, {rate}", "dim")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class", min_width=28)
-    columns = {**prediction.streams, "joint": prediction}
-    for name in columns:
-        table.add_column(name, justify="right")
-    probabilities = {name: one.logits.double().softmax(0) for name, one in columns.items()}
-    for score in prediction.top(k):
-        table.add_row(Text(score.label), *(f"{values[score.index]:.1%}" for values in probabilities.values()))
-    best = [one.top(1)[0].label for one in columns.values()]
-    table.add_row(Text("likeliest", "dim"), *(Text(label, "dim") for label in best))
-    return Group(title, table)

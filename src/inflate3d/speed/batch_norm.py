@@ -1,5 +1,6 @@
 """Fold batch norms into the convolutions in front of them."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-WAITING = 8  # convolutions whose batch norm may still come; more take memory
 FOLD_TOLERANCE = 1e-4  # of one layer's output, relative to its largest value; float32 rounds by 1e-6
 
 
@@ -37,13 +37,12 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
     """
     found: list[_Folded] = []
     runs: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[_ConvNd, Tensor, Tensor]] = {}  # by the id of the output; the last ones, kept alive here
+    made: dict[int, tuple[_ConvNd, Tensor, Any]] = {}  # by the id of the output, as long as that lives
 
     def after_convolution(layer: _ConvNd, given: tuple[Tensor, ...], output: Tensor) -> None:
         runs[layer] += 1
-        made[id(output)] = layer, given[0], output
-        while len(made) > WAITING:
-            del made[next(iter(made))]
+        key = id(output)
+        made[key] = layer, given[0], weakref.ref(output, lambda _: made.pop(key, None))
 
     def after_norm(layer: _BatchNorm, given: tuple[Tensor, ...], output: Tensor) -> None:
         runs[layer] += 1
@@ -99,7 +98,12 @@ def _same(folded: _Folded, sample: Tensor, wanted: Tensor) -> bool:
     kept = convolution.weight, convolution.bias
     convolution.weight, convolution.bias = folded.weight, folded.bias
     try:
-        found = folded.rest(convolution.forward(sample))
+        found: Tensor = folded.rest(convolution.forward(sample))
     finally:
         convolution.weight, convolution.bias = kept
-    return bool((found - wanted).abs().amax() <= FOLD_TOLERANCE * wanted.abs().amax())
+    return _largest(found.sub_(wanted)) <= FOLD_TOLERANCE * _largest(wanted)
+
+
+def _largest(values: Tensor) -> float:
+    """Largest absolute value, without a copy of them."""
+    return max(abs(float(side)) for side in values.aminmax())

@@ -1,8 +1,10 @@
 """Whole numbers instead of floats: OpenVINO and NNCF quantize a model to int8, calibrated on the user's clips."""
 
+import contextlib
+import copy
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +42,18 @@ class QuantizedModel(nn.Module):
             )
         if self._compiled is None:
             self._compiled = _compile(self.files)
-        answers = [torch.from_numpy(self._compiled(one[None].numpy())[0]) for one in clip.float().contiguous()]
+        answers = [torch.from_numpy(self._compiled(one[None].numpy())[0]) for one in clip.float().cpu().contiguous()]
         return torch.cat(answers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # made anew where it is unpickled
 
 
-def quantize(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
+def quantize_int8(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
     """Quantize a model to int8 with clips `[1, c, t, h, w]`, all of one size, as it will be shown.
 
     Raises:
-        InflateError: No clips, or of several sizes; the extra `int8` is not installed.
+        InflateError: No clips, or of several sizes; the extra `int8` is not installed; a model that cannot be exported.
     """
     shapes = {tuple(clip.shape) for clip in clips}
     if len(shapes) != 1 or min(len(shape) for shape in shapes) != 5 or next(iter(shapes))[0] != 1:
@@ -64,18 +66,37 @@ def quantize(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
         )
     (shape,) = shapes
     openvino, nncf = (import_extra(package, "int8", where="optimize") for package in ("openvino", "nncf"))
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    exported = torch.export.export(model, (torch.zeros(shape),))
-    whole = nncf.quantize(
-        openvino.convert_model(exported),
-        nncf.Dataset([clip.numpy() for clip in clips]),
-        subset_size=len(clips),
-    )
+    clips = [clip.float().cpu() for clip in clips]
+    try:
+        with _quiet("nncf"):
+            exported = torch.export.export(copy.deepcopy(model).cpu(), (torch.zeros(shape),))
+            data = nncf.Dataset([clip.numpy() for clip in clips])
+            whole = nncf.quantize(openvino.convert_model(exported), data, subset_size=len(clips))
+    except Exception as error:  # of three packages, each with errors of its own
+        raise InflateError(
+            "the model cannot be quantized",
+            where=f"optimize({type(model).__name__})",
+            expected="a model that torch.export, OpenVINO and NNCF can take",
+            got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}",
+            fix='optimize with precision="bf16"',
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(whole, path, compress_to_fp16=False)
         files = {file.suffix: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
     return QuantizedModel(files, shape)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger tell errors only, and put its level back."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _compile(files: dict[str, bytes]) -> Any:

@@ -1,10 +1,14 @@
-"""Layers that compute what others compute, faster on a CPU: separable max pools, pointwise and paired convolutions."""
+"""Layers that compute what others compute, faster on a CPU: max pools and convolutions."""
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.models.blocks import SameConv3d, SameMaxPool3d, same_padding, static_padding
+from inflate3d.models.blocks import SameConv3d, SameMaxPool3d, Triple, same_padding, static_padding
+
+FRAMES_AT_A_TIME = 4  # whose values and places stay in the processor's cache
 
 
 class SeparableMaxPool3d(nn.Module):
@@ -36,6 +40,24 @@ class HalfMaxPool3d(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             pooled: Tensor = self.pool(x)
             return pooled
+
+
+class FrameMaxPool3d(nn.Module):
+    """A max pool within frames, over a few frames at a time.
+
+    torch's own also writes down where each largest value was, in 8 bytes: for a whole clip this is the largest tensor
+    of I3D.
+    """
+
+    def __init__(self, pool: SameMaxPool3d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool `[b, c, t, h, w]` as the pool does."""
+        if torch.compiler.is_compiling():  # the number of frames may be a symbol, and a compiler keeps no places
+            return cast(Tensor, self.pool(x))
+        return torch.cat([self.pool(frames) for frames in x.split(FRAMES_AT_A_TIME, 2)], 2)
 
 
 def _largest_along(x: Tensor, axis: int, kernel: int, stride: int) -> Tensor:
@@ -77,6 +99,27 @@ class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to `[b, out, t, h, w]`."""
         return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
+
+
+class OneDnnConv3d(SameConv3d):
+    """A convolution that oneDNN computes, whatever the size of the clip.
+
+    For a single small clip in float32 torch takes a way of its own, with 27 copies of the input for a 3x3x3 kernel:
+    measured in the layers of I3D, four times as slow. (ATen/native/Convolution.cpp, use_mkldnn)
+    """
+
+    def __init__(self, convolution: SameConv3d) -> None:
+        channels = convolution.in_channels, convolution.out_channels
+        kernel, stride = cast(Triple, convolution.kernel_size), cast(Triple, convolution.stride)
+        with torch.device("meta"):
+            super().__init__(*channels, kernel, stride=stride, bias=False)
+        self.weight, self.bias, self.rule = convolution.weight, convolution.bias, convolution.rule
+
+    def convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """Convolve `[b, c, t, h, w]` with as many zeros on either side of each axis."""
+        if torch.compiler.is_compiling():  # other programs know no such operator
+            return super().convolve(x, padding)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
 
 class PairedConv3d(nn.Module):

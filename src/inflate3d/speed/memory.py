@@ -1,15 +1,17 @@
-"""Memory: how many clips fit into it at a time, and how freed memory goes back to the system."""
+"""Memory: copies that share it, how many clips fit into it, and how freed memory goes back to the system."""
 
+import copy
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MOST_CLIPS = 16  # at a time; more bring nothing even to small networks
 # glibc, malloc.h
@@ -25,7 +27,31 @@ def device_of(model: nn.Module) -> torch.device:
         >>> device_of(nn.Linear(2, 3)), device_of(nn.ReLU())
         (device(type='cpu'), device(type='cpu'))
     """
-    return next((value.device for value in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    return next((value.device for value in values_of(model)), torch.device("cpu"))
+
+
+def values_of(model: nn.Module) -> Iterator[Tensor]:
+    """Give the parameters and buffers of a model."""
+    return chain(model.parameters(), model.buffers())
+
+
+def copy_sharing(model: nn.Module) -> nn.Module:
+    """Copy a model, but for the memory of its values: replace those, or give the copy its own with `own_values`."""
+    memo: dict[int, Any] = {}
+    for value in values_of(model):
+        if type(value) is nn.Parameter:
+            memo[id(value)] = nn.Parameter(value.detach(), value.requires_grad)
+        elif type(value) is Tensor:
+            memo[id(value)] = value.detach()
+    return copy.deepcopy(model, memo)
+
+
+def own_values(model: nn.Module, other: nn.Module) -> None:
+    """Copy those values of a model that lie in the memory of another model's, in place."""
+    taken = {value.untyped_storage().data_ptr() for value in values_of(other)}
+    for value in values_of(model):
+        if value.untyped_storage().data_ptr() in taken:
+            value.data = value.data.clone()
 
 
 def clips_at_a_time(device: torch.device, run_one: Callable[[], object]) -> int:

@@ -1,11 +1,9 @@
 """Make a model as fast as the processor allows, say what was done, and check that its answers stayed."""
 
-import copy
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,9 +17,16 @@ from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.inflation.plan import Plan
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.speed.batch_norm import fold_batch_norms
-from inflate3d.speed.int8 import quantize
-from inflate3d.speed.layers import HalfMaxPool3d, PairedConv3d, Pointwise, SeparableMaxPool3d
-from inflate3d.speed.memory import device_of, give_back_memory, keep_memory
+from inflate3d.speed.int8 import quantize_int8
+from inflate3d.speed.layers import (
+    FrameMaxPool3d,
+    HalfMaxPool3d,
+    OneDnnConv3d,
+    PairedConv3d,
+    Pointwise,
+    SeparableMaxPool3d,
+)
+from inflate3d.speed.memory import copy_sharing, device_of, give_back_memory, keep_memory, own_values, values_of
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -38,12 +43,14 @@ class Optimized(nn.Module):
     Attributes:
         model: The fast copy.
         precision: "fp32"; "bf16": inputs, convolutions and products in bfloat16; "int8". Outputs are float32.
+        asked: The precision that was asked for; bfloat16 may have fallen back to float32.
         steps: What was done, in words.
     """
 
     def __init__(self, model: nn.Module, precision: Precision, steps: Iterable[str]) -> None:
         super().__init__()
         self.model, self.precision, self.steps = model, precision, tuple(steps)
+        self.asked: Precision = precision
         self.exact: nn.Module | None = None  # float32, until the first answer in bfloat16 is compared with its own
 
     def forward(self, clip: Tensor) -> Any:
@@ -93,6 +100,8 @@ class Optimized(nn.Module):
         )
         self.exact = None  # only now: a clip that cannot be answered compares nothing
         if closeness >= BF16_COSINE:
+            del exact
+            give_back_memory()
             return
         warnings.warn(
             "bfloat16 is too coarse for this model: the cosine of its first answer with that in float32 is "
@@ -129,6 +138,7 @@ def optimize(
     """Make a fast copy of a model, for inference: batch norms folded, channels-last memory, faster layers, bfloat16.
 
     On Linux the whole process keeps the memory that layers free for the next ones, from now on (`keep_memory`).
+    A model is copied; one that is optimized already for this precision is returned as it is.
 
     Args:
         model: I3D, an `Inflated`, or any module that maps clips `[b, c, t, h, w]`; in eval mode; left as it is.
@@ -141,42 +151,39 @@ def optimize(
             faster, so that it pays after a thousand windows or so. Where there is no C++ compiler a warning says so.
 
     Returns:
-        A module that saves, is copied and (fp32, bf16) exported as any other. An optimized model is returned as it is.
+        A module that saves, is copied and (fp32, bf16) exported as any other.
 
     Raises:
-        InflateError: An unknown precision, a model in training mode, or one that does not tell what it is fed.
+        InflateError: An unknown precision, a model in training mode, one that does not tell what it is fed, or one that
+            was optimized for another precision; int8 without clips, or of a model that OpenVINO and NNCF cannot take.
 
     Example:
         >>> from inflate3d import InceptionI3d
         >>> optimize(InceptionI3d(num_classes=7).eval()).steps[:2]
         ('57 batch norms folded', '11 max pools made separable')
     """
+    _check(model, precision, example)
     if isinstance(model, Optimized):
         return model
-    _check(model, precision, example)
     if precision == "int8":
         return _to_int8(model, calibration)
     keep_memory()
-    fast, steps = copy.deepcopy(model), list[str]()
-    if precision == "bf16" and not conv3d_is_right(device_of(model)):
-        precision = "fp32"
-        steps.append("float32, because conv3d in bfloat16 is wrong here")
-        warnings.warn(
-            f"conv3d in bfloat16 gives wrong results with torch {torch.__version__} on this {device_of(model).type} "
-            "device (cuDNN 9.8 to 9.10 are known for that); float32 is used",
-            InflateWarning,
-            stacklevel=2,
-        )
-    if any(isinstance(layer, _BatchNorm | SameMaxPool3d | SameConv3d) for layer in model.modules()):
-        replaced = _replace_layers(fast, _example(model) if example is None else example)
-        steps += replaced
-        if not replaced:
-            fast = copy.deepcopy(model)
-    to_channels_last(fast)
-    steps.append("channels-last")
-    optimized = Optimized(fast, precision, [*steps, "bfloat16"] if precision == "bf16" else steps)
-    if precision == "bf16":
-        optimized.exact, optimized.model = fast, _to_bf16(copy.deepcopy(fast))
+    fast, steps = _with_faster_layers(model, example)
+    if precision == "bf16" and conv3d_is_right(device_of(model)):
+        optimized = Optimized(_to_bf16(copy_sharing(fast)), "bf16", [*steps, "bfloat16"])
+        own_values(optimized.model, fast)
+        optimized.exact = fast
+    else:
+        optimized = Optimized(fast, "fp32", steps)
+        if precision == "bf16":
+            optimized.steps = (*steps, "float32, because conv3d in bfloat16 is wrong here")
+            warnings.warn(
+                f"conv3d in bfloat16 gives wrong results with torch {torch.__version__} on this "
+                f"{device_of(model).type} device (cuDNN 9.8 to 9.10 are known for that); float32 is used",
+                InflateWarning,
+                stacklevel=2,
+            )
+    _replaced(fast, SameConv3d, _onednn, "convolutions by oneDNN")
     if compiled and _has_compiler():
         optimized.model.compile(dynamic=False)
         optimized.steps = (*optimized.steps, COMPILED)
@@ -218,6 +225,17 @@ def _has_compiler() -> bool:
     return found
 
 
+def _with_faster_layers(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
+    """Copy a model and make the copy faster in float32; say how."""
+    fast, steps = to_channels_last(copy_sharing(model)), list[str]()
+    if any(isinstance(layer, _BatchNorm | SameMaxPool3d | SameConv3d) for layer in model.modules()):
+        steps = _replace_layers(fast, _example(model) if example is None else example)
+        if not steps:
+            fast = to_channels_last(copy_sharing(model))
+    own_values(fast, model)
+    return fast, [*steps, "channels-last"]
+
+
 def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
     """Put faster layers into a model, in place, and say which; nothing where its answers change, with a warning."""
 
@@ -229,6 +247,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
     folded = fold_batch_norms(fast, run)
     steps = [f"{len(folded)} batch norms folded"] if folded else []
     steps += _replaced(fast, SameMaxPool3d, _separable, "max pools made separable")
+    steps += _replaced(fast, SameMaxPool3d, _few_frames, "max pools over few frames at a time")
     steps += _replaced(fast, SameConv3d, _pointwise, "pointwise convolutions as products")
     difference = _difference(run(), wanted)
     if difference <= FP32_TOLERANCE:
@@ -245,15 +264,14 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
 def to_channels_last(model: nn.Module) -> nn.Module:
     """Lay out kernels `[out, in, (t,) h, w]` channels-last, in place; `Module.to(memory_format=)` refuses a mixture."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in values_of(model):
         if tensor.ndim in formats:
             tensor.data = tensor.data.to(memory_format=formats[tensor.ndim])
     return model
 
 
 def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], precision: Precision) -> Any:
-    values = chain(model.parameters(), model.buffers())
-    like = next((value for value in values if value.is_floating_point()), clip)  # a module may have none
+    like = next((value for value in values_of(model) if value.is_floating_point()), clip)  # a module may have none
     half = precision == "bf16"
     layout = torch.channels_last_3d if clip.ndim == 5 else torch.preserve_format
     clip = clip.to(like.device, torch.bfloat16 if half else like.dtype, memory_format=layout)
@@ -265,6 +283,16 @@ def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], pre
 def _separable(pool: SameMaxPool3d) -> nn.Module | None:
     # within frames, torch's own pool is twice as fast
     return SeparableMaxPool3d(pool) if pool.kernel_size[0] > 1 and pool.rule == "same" else None
+
+
+def _few_frames(pool: SameMaxPool3d) -> nn.Module | None:
+    return FrameMaxPool3d(pool) if pool.kernel_size[0] == pool.stride[0] == 1 else None
+
+
+def _onednn(layer: SameConv3d) -> nn.Module | None:
+    weight = layer.weight
+    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return OneDnnConv3d(layer) if fits else None
 
 
 def _paired(layer: SameConv3d) -> nn.Module | None:
@@ -299,7 +327,7 @@ def _to_bf16(model: nn.Module) -> nn.Module:
 
 
 def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
-    short = quantize(model, clips)
+    short = quantize_int8(model, clips)
     with torch.inference_mode():
         pairs = [(short(clip), _run(model, "forward", clip, (), "fp32")) for clip in clips]
     cosine = min(_cosine(found, wanted) for found, wanted in pairs)
@@ -317,14 +345,17 @@ def _described(optimized: Optimized, model: nn.Module) -> Optimized:
 
 
 def _example(model: nn.Module) -> Tensor:
-    """Make a small clip of noise, always the same, such as the model wants."""
+    """Make two small clips of noise, always the same, such as the model wants.
+
+    A single one may be too small for oneDNN in torch's eyes; its other way of convolving takes 27 times the memory.
+    """
     plan = getattr(model, "plan", None)
     if isinstance(plan, Plan):
         channels, height, width = plan.input_shape
-        shape = (1, channels, 3, height, width)
+        shape = (2, channels, 3, height, width)
     else:
         spec: ClipSpec = model.clip_spec  # type: ignore[assignment]  # _check has seen to it
-        shape = (1, int(getattr(model, "in_channels", 3)), spec.min_frames, spec.crop, spec.crop)
+        shape = (2, int(getattr(model, "in_channels", 3)), spec.min_frames, spec.crop, spec.crop)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -345,6 +376,11 @@ def _check(model: nn.Module, precision: str, example: Tensor | None) -> None:
     checks = [
         (precision in get_args(Precision), f"precision={precision!r}", " or ".join(get_args(Precision))),
         (not training, training, "a model in eval mode: model.eval()"),
+        (
+            not isinstance(model, Optimized) or model.asked == precision,
+            f"a model that is optimized already, for {getattr(model, 'asked', '')}",
+            f"a model as it was before, or one for {precision}",
+        ),
         (tells or example is not None, "no example, no clip_spec", "example=, a clip that the model can run on"),
     ]
     faults = [(got, expected) for fine, got, expected in checks if not fine]
@@ -354,7 +390,7 @@ def _check(model: nn.Module, precision: str, example: Tensor | None) -> None:
             where=f"optimize({type(model).__name__})",
             expected="; ".join(expected for _, expected in faults),
             got="; ".join(got for got, _ in faults),
-            fix="pass what is expected",
+            fix='optimize(model.eval(), "fp32", example=torch.zeros(1, 3, 16, 224, 224))',
         )
 
 

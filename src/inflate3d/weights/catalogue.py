@@ -11,9 +11,8 @@ from typing import get_type_hints
 import platformdirs
 
 from inflate3d import __version__
-from inflate3d.checks import is_count
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError, check_choice
+from inflate3d.errors import InflateError, check_choice, is_count
 from inflate3d.models.inception import I3D_CLIP
 
 # Name of the set and its number of classes, in the order and spelling of those who made it. Sources:

@@ -317,14 +317,14 @@ def _write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: dict[s
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
+    """Read the tensors of a safetensors file into memory of their own: no change of the file reaches them.
 
     Raises:
         InflateError: There is no such file, or it is no whole safetensors file.
     """
     _check_there(path)
     try:
-        return load_file(path)
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -394,5 +394,5 @@ def _unreadable(path: Path, error: Exception) -> InflateError:
         where=str(path),
         expected="a whole safetensors file; the catalogue's are fetched by inflate3d weights fetch NAME",
         got=f"{type(error).__name__}: {error}",
-        fix="fetch it anew (inflate3d weights fetch NAME --force), or mend the path",
+        fix="fetch it anew (inflate3d weights fetch NAME --force), or name another file",
     )

@@ -150,7 +150,7 @@ def missing_file(path: Path) -> InflateError:
         where=str(path),
         expected="a file of weights",
         got=f"the folder {folder}, without it" if folder.is_dir() else f"no folder {folder} either",
-        fix=f"did you mean {near}?" if near else "mend the path: it is taken from the folder that you are in",
+        fix=f"did you mean {near}?" if near else f"see what is there: ls '{folder if folder.is_dir() else Path.cwd()}'",
     )
 
 

@@ -95,7 +95,7 @@ def load(
             where="load",
             expected="stream= with init=, and compat= without it",
             got=f"{init=}, {stream=}, {compat=}",
-            fix="weights that are finished have their stream; InceptionI3d(bn_eps=, padding=) builds any variant",
+            fix="leave compat out with init=, and stream out without it: finished weights have their own",
         )
     if init is not None:
         model, unfilled = _start_from_2d(str(name_or_file), init, stream=stream, num_classes=num_classes, labels=labels)
@@ -265,8 +265,8 @@ def _load_foreign(
         raise InflateError(
             "the file has no classifier, and how many classes a new one has is not said",
             where=where,
-            expected="num_classes=",
-            got="None",
+            expected="num_classes=, the number of your classes",
+            got="num_classes=None",
             fix="load(FILE, num_classes=400)",
         )
     is_whole = classes == checkpoint.num_classes

@@ -9,20 +9,31 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
-from inflate3d.clips.jpeg import encode_jpeg
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction
-from inflate3d.show.report import write_report
-from inflate3d.show.tables import failures_table, scores_table, timeline_table
-from inflate3d.show.timeline import LEFT, PLOT_HEIGHT, RIGHT, TOP, WIDTH, timeline_svg
+from inflate3d.show.answers import (
+    LEFT,
+    PLOT_HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    failures_table,
+    scores_table,
+    timeline_svg,
+    timeline_table,
+    write_report,
+)
 
 NAMES = ("run", "jump <high>", "swim")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def video(windows=4, key_frames=True):
-    frame = encode_jpeg(np.full((16, 24, 3), 90, np.uint8)) if key_frames else None
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(buffer, "JPEG")
+    frame = buffer.getvalue() if key_frames else None
     found = tuple(
         WindowPrediction(2.0 * i, 2.0 * i + 2, torch.tensor([0.0, float(i), 1.0]), frame) for i in range(windows)
     )
@@ -45,7 +56,21 @@ def test_the_timeline_draws_each_probability_where_it_belongs():
 @pytest.mark.parametrize("windows", [1, 2, 300])
 def test_any_number_of_windows_can_be_drawn(windows):
     drawing = ElementTree.fromstring(timeline_svg(video(windows)))
-    assert 1 <= len(drawing.findall(f"{SVG}image")) <= 7
+    assert len(drawing.findall(f"{SVG}image")) == min(windows, 7)
+    for line in drawing.findall(f"{SVG}polyline"):
+        points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        assert len(points) == (3 if windows == 1 else windows)  # a single one is drawn from its start to its end
+        assert [x for x, _ in points] == sorted({x for x, _ in points})
+        assert all(LEFT <= x <= WIDTH - RIGHT for x, _ in points)
+
+
+def test_curves_that_are_not_drawn_are_counted():
+    window = WindowPrediction(0.0, 2.0, torch.arange(20.0))
+    answer = VideoPrediction("a.mp4", 50, "native", window.logits, (window, window))
+    for k, told in ((7, []), (10, ["and 3 more, not drawn"])):
+        drawing = ElementTree.fromstring(timeline_svg(answer, k))
+        assert len(drawing.findall(f"{SVG}polyline")) == 7
+        assert [one.text for one in drawing.findall(f"{SVG}text") if "more" in one.text] == told
 
 
 class Balance(HTMLParser):
@@ -90,6 +115,7 @@ def test_the_report_needs_no_other_file(tmp_path):
     assert Balance.of(page) == []
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert page.count("<section>") == 2
+    assert "<p>50 frames, 25 fps, 0:02.0, 1 windows</p>" in page
     assert "a&amp;b.mp4" in page
     assert "&lt;bad&gt;.mp4" in page
     assert "<dt>&lt;model&gt;</dt><dd>a&lt;b&gt;&amp;c</dd>" in page

@@ -1,0 +1,203 @@
+"""`inflate3d train` and `inflate3d evaluate`: a recipe and a list of videos to a network and a page about it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from inflate3d.atomic import write_text
+from inflate3d.cli.predict import progress_on, warnings_on
+from inflate3d.errors import InflateError, import_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from inflate3d.clips.dataset import Listing, Sample
+    from inflate3d.results.answering import Answers, EvaluateOptions
+    from inflate3d.results.evaluate import Evaluation
+
+DataOption = Annotated[
+    Path,
+    typer.Option(metavar="PATH", help="Folder of classes, table, or official lists; see docs/train.md."),
+]
+RootOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the paths in the list begin.")]
+OnlyOption = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Rows of a table to take.")]
+NumberOption = Annotated[int, typer.Option(help="Of the official split of UCF-101 and HMDB-51: 1 to 3.")]
+FoldOption = Annotated[int | None, typer.Option(help="Fold to test on; the others are learned from.")]
+LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="All classes in order, one in each line.")]
+ValShareOption = Annotated[float, typer.Option(help="Part of the training held out to choose by, where none is named.")]
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="finetune-small, linear-probe, paper-kinetics, paper-ucf101, flow or charades."),
+    ],
+    data: DataOption,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Checkpoints, logs and the page go there.")] = Path("run"),
+    root: RootOption = None,
+    only: OnlyOption = None,
+    number: NumberOption = 1,
+    fold: FoldOption = None,
+    labels: LabelsOption = None,
+    val_share: ValShareOption = 0.15,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the folder.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the weights that the recipe starts from.")] = False,
+    devices: Annotated[str, typer.Option(help="Devices of this machine: a number, or auto.")] = "auto",
+    nodes: Annotated[int, typer.Option(help="Machines, under torchrun.")] = 1,
+    strategy: Annotated[str, typer.Option(help="auto, ddp, fsdp, or another of Lightning's.")] = "auto",
+) -> None:
+    """Train a network, then show it the test videos and write a page about it."""
+    import_extra("lightning", "train", where="inflate3d train")
+    import_extra("torchmetrics", "train", where="inflate3d train")
+    from inflate3d.clips.dataset import make_splits
+    from inflate3d.train.recipe import with_settings
+    from inflate3d.train.recipes import find_recipe
+    from inflate3d.train.run import Devices, FitOptions, fit
+    from inflate3d.weights.catalogue import CATALOGUE
+    from inflate3d.weights.fetch import fetch as fetch_weights
+
+    console = Console()
+    chosen = with_settings(find_recipe(recipe), settings or [])
+    if fetch and chosen.init in CATALOGUE:
+        fetch_weights(chosen.init, report=console.print)
+    with warnings_on(console):
+        splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
+        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
+        console.print(f"{len(splits.class_names)} classes; {counts}", markup=False, highlight=False)
+        where = Devices() if devices == "auto" else Devices(count=int(devices))
+        where = Devices(where.accelerator, where.count, nodes, strategy)
+        with _told(console) as tell:
+            fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
+        console.print(f"{fitted.seconds:.0f} s; the network: {fitted.checkpoint}", markup=False, highlight=False)
+        if splits.test:
+            answers = _answers(fitted.checkpoint, splits.test, console, precision=chosen.precision)
+            _show(answers, splits.train, console, out, history=fitted.history)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="best.ckpt or last.ckpt of a run.")],
+    data: DataOption,
+    flow: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Checkpoint of another stream, whose answers are joined.")
+    ] = None,
+    fusion: Annotated[str, typer.Option(help="probabilities, their mean; or logits, their sum.")] = "probabilities",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    root: RootOption = None,
+    only: OnlyOption = None,
+    number: NumberOption = 1,
+    fold: FoldOption = None,
+    labels: LabelsOption = None,
+    val_share: ValShareOption = 0.15,
+    clips: Annotated[int, typer.Option(help="Windows spread over each video; 0 shows it whole.")] = 0,
+    crops: Annotated[str, typer.Option(help="center, three, five or ten.")] = "center",
+    max_frames: Annotated[int, typer.Option(help="Of a video that is shown whole.")] = 250,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
+) -> None:
+    """Show labelled videos to a trained network: accuracies with intervals, confusions, calibration, mistakes."""
+    import_extra("lightning", "train", where="inflate3d evaluate")
+    from inflate3d.clips.dataset import make_splits
+    from inflate3d.errors import check_choice
+    from inflate3d.results.answering import EvaluateOptions, fuse
+
+    check_choice(split, ("train", "val", "test"), what="split", where="inflate3d evaluate --split")
+    check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
+    console = Console()
+    options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
+    with warnings_on(console):
+        splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
+        samples = getattr(splits, split)
+        answers = _answers(checkpoint, samples, console, options=options)
+        if flow is not None:
+            answers = fuse(answers, _answers(flow, samples, console, options=options), fusion)  # type: ignore[arg-type]
+        _show(answers, () if split == "train" else splits.train, console, out)
+
+
+def _listing(data: Path, root: Path | None, only: list[str] | None, number: int, labels: Path | None) -> "Listing":
+    from inflate3d.clips.dataset import read_listing
+
+    wrong = [pair for pair in only or [] if "=" not in pair]
+    if wrong:
+        raise InflateError(
+            "a choice of rows cannot be understood",
+            where="--only",
+            expected="COLUMN=VALUE",
+            got=", ".join(wrong),
+            fix="--only dataset=tennis",
+        )
+    chosen = dict(pair.split("=", 1) for pair in only or [])
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+    return read_listing(data, root=root, only=chosen, number=number, class_names=names)
+
+
+def _answers(
+    checkpoint: Path,
+    samples: "Sequence[Sample]",
+    console: Console,
+    *,
+    precision: str = "fp32",
+    options: "EvaluateOptions | None" = None,
+) -> "Answers":
+    """Show videos to the network of a checkpoint, as its recipe says."""
+    from inflate3d.clips.decoded import Window
+    from inflate3d.results.answering import EvaluateOptions, answer_samples
+    from inflate3d.train.checkpoint import load_trained
+    from inflate3d.train.data import decoding_of
+
+    model, recipe = load_trained(checkpoint)
+    how = decoding_of(recipe, None)
+    window = Window(recipe.num_frames, recipe.frame_step, recipe.crop)
+    options = options or EvaluateOptions(precision=precision)  # type: ignore[arg-type]  # it checks it
+    with _told(console) as tell:
+        answers = answer_samples(
+            model, samples, how, window=window, options=options, progress=lambda done, of: tell("test", done, of)
+        )
+    facts = {"weights": str(checkpoint), "recipe": recipe.name, "network": recipe.network, "stream": recipe.stream}
+    return replace(answers, settings={**facts, **answers.settings})
+
+
+def _show(
+    answers: "Answers", train: "Sequence[Sample]", console: Console, out: Path, *, history: Any = ()
+) -> "Evaluation":
+    from inflate3d.results.evaluate import evaluate
+    from inflate3d.show.evaluation import scores_of, write_evaluation
+
+    found = evaluate(answers, train=train)
+    console.print(scores_of(found))
+    for failure in found.failures:
+        console.print(f"not read: {failure.source}", markup=False, highlight=False)
+    page = out / "report.html"
+    write_evaluation(page, found, history=history)
+    write_text(out / "evaluation.json", found.to_json())
+    console.print(f"The page: {page}", markup=False, highlight=False)
+    return found
+
+
+@contextmanager
+def _told(console: Console) -> "Iterator[Callable[[str, int, int], None]]":
+    """Show how far a long step is."""
+    bars = progress_on(console)
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bars.start()
+            tasks[what] = bars.add_task(escape(what), total=total)
+        bars.update(tasks[what], completed=done + 1)
+        if done + 1 >= total:  # at once, since the bar of the training itself follows
+            bars.remove_task(tasks.pop(what))
+            bars.stop()
+
+    try:
+        yield tell
+    finally:
+        bars.stop()

@@ -1,0 +1,385 @@
+"""Lists of labelled videos as people have them, read into one form, and cut into training, validation and test."""
+
+import csv
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inflate3d.clips.stills import VIDEO_SUFFIXES
+from inflate3d.errors import InflateError, InflateWarning, check_choice, list_faults, nearest_names
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val"} | {
+    "valid": "val",
+    "test": "test",
+    "testing": "test",
+}
+PATH_COLUMNS, LABEL_COLUMNS = ("path", "video", "file", "filename"), ("label", "class", "class_name")
+HMDB_SPLITS = {"1": "train", "2": "test"}  # 0 stands in neither; Source: hmdb51, test_train_splits/README
+UCF_GROUP = re.compile(r"v_(.+_g\d+)_c\d+")  # a group is cut from one video; Source: UCF-101's own page
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video and what is known of it.
+
+    Attributes:
+        path: The file, or a folder of pictures.
+        labels: Numbers of its classes: one, several, or none if they are not known.
+        group: What it was cut from: a scene, a person, a longer video. "" if that is not known.
+        split: "train", "val", "test", or "" if the list does not say.
+        fold: For cross-validation; None if the list has no folds.
+        spans: Seconds from and to which each of its labels holds; empty if they hold throughout.
+    """
+
+    path: str
+    labels: tuple[int, ...]
+    group: str = ""
+    split: str = ""
+    fold: int | None = None
+    spans: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Labelled videos.
+
+    Attributes:
+        samples: In the order of the list.
+        class_names: One for each class.
+        source: Where the list stands.
+    """
+
+    samples: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Videos to learn from, to choose by, and to judge with.
+
+    Attributes:
+        train: To learn from.
+        val: To stop early and to choose the best checkpoint by; may be empty.
+        test: To judge with, once; may be empty.
+        class_names: One for each class.
+        source: Where the list stands.
+    """
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+    source: str
+
+
+@dataclass
+class _Row:
+    path: str
+    labels: list[str]
+    group: str = ""
+    split: str = ""
+    fold: str = ""
+    spans: tuple[tuple[float, float], ...] = ()
+
+
+def read_listing(
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    only: Mapping[str, str] | None = None,
+    number: int = 1,
+    class_names: Sequence[str] = (),
+) -> Listing:
+    """Read a list of labelled videos, in whatever form it is.
+
+    | form | how it is known |
+    |---|---|
+    | folder of classes | a folder of folders of videos; above them there may be `train`, `val`, `test` |
+    | table | .csv or .tsv with the columns path and label, and if you like split, group and fold |
+    | Kinetics | .csv with label, youtube_id, time_start, time_end and split |
+    | Charades | .csv with id and actions |
+    | UCF-101 | a folder with `classInd.txt`, `trainlist01.txt`, `testlist01.txt` |
+    | HMDB-51 | a folder with `*_test_split1.txt` |
+    | mmaction2 | .txt with a path and one or several numbers of classes in each line |
+
+    Args:
+        path: The folder or the file.
+        root: Where paths in the list begin; by default the folder of the list.
+        only: Rows of a table to take: column to value.
+        number: Of the official split: 1 to 3, for UCF-101 and HMDB-51.
+        class_names: All classes in order, where the list does not name them or another order is wanted.
+
+    Raises:
+        InflateError: There is no such list, or it has no form that is known; faulty lines are told together.
+
+    Example:
+        >>> import tempfile
+        >>> table = Path(tempfile.mkdtemp()) / "mine.csv"
+        >>> _ = table.write_text("path,label,fold\\na.mp4,run,0\\nb.mp4,jump,1\\n")
+        >>> listing = read_listing(table)
+        >>> listing.class_names, [sample.labels for sample in listing.samples]
+        (('jump', 'run'), [(1,), (0,)])
+    """
+    path = Path(path)
+    rows, names = _rows(path, dict(only or {}), number)
+    base = Path(root) if root else (path if path.is_dir() else path.parent)
+    given = tuple(class_names) or names
+    known = given or tuple(sorted({label for row in rows for label in row.labels}))
+    numbers = {name: index for index, name in enumerate(known)}
+    faults = [f"{row.path}: {label!r}" for row in rows for label in row.labels if label not in numbers]
+    faults += [f"{row.path}: fold {row.fold!r}" for row in rows if row.fold and not row.fold.isdecimal()]
+    if faults or not rows:
+        raise InflateError(
+            "there are no videos in the list" if not rows else "lines of the list cannot be understood",
+            where=str(path),
+            expected=f"labels among {list_faults(known)}, folds that are whole numbers" if rows else "a video or more",
+            got=list_faults(faults) or f"none, with only={only}" if only else list_faults(faults) or "none",
+            fix="mend the lines, or name all classes in order with --labels FILE",
+        )
+    samples = tuple(
+        Sample(
+            str(_find_file(base, row)),
+            tuple(numbers[label] for label in row.labels),
+            row.group,
+            SPLIT_NAMES.get(row.split.lower(), ""),
+            int(row.fold) if row.fold else None,
+            row.spans,
+        )
+        for row in rows
+    )
+    return Listing(samples, known, str(path))
+
+
+def _rows(path: Path, only: dict[str, str], number: int) -> tuple[list[_Row], tuple[str, ...]]:
+    if path.is_dir():
+        return _folder(path, number)
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        return _table(path, only), ()
+    if path.is_file() and path.suffix.lower() in (".txt", ".list"):
+        return _mmaction2(path)
+    raise InflateError(
+        "there is no list of videos",
+        where=str(path),
+        expected="a folder of classes, .csv, .tsv, or a .txt of mmaction2; see `inflate3d.clips.dataset.read_listing`",
+        got="a file of another kind" if path.exists() else "nothing at this path",
+        fix="check the path, or write a table with the columns path and label",
+    )
+
+
+def _folder(path: Path, number: int) -> tuple[list[_Row], tuple[str, ...]]:
+    if (path / "classInd.txt").is_file():
+        return _ucf(path, number)
+    hmdb = sorted(path.glob(f"*_test_split{number}.txt"))
+    if hmdb:
+        return _hmdb(hmdb, number), ()
+    folders = [item for item in sorted(path.iterdir()) if item.is_dir() and not item.name.startswith(".")]
+    splits = [item for item in folders if item.name.lower() in SPLIT_NAMES]
+    classes = [(folder, "") for folder in folders]
+    if splits and len(splits) == len(folders):
+        classes = [(one, split.name) for split in splits for one in sorted(split.iterdir()) if one.is_dir()]
+    return [
+        _Row(str(video.relative_to(path)), [folder.name], split=split)
+        for folder, split in classes
+        for video in sorted(folder.rglob("*"))
+        if video.suffix.lower() in VIDEO_SUFFIXES
+    ], ()
+
+
+def _ucf(path: Path, number: int) -> tuple[list[_Row], tuple[str, ...]]:
+    names = tuple(line.split()[1] for line in _lines(path / "classInd.txt"))
+    rows = []
+    for split in ("train", "test"):
+        for line in _lines(path / f"{split}list{number:02d}.txt"):
+            video = line.split()[0]
+            cut_from = UCF_GROUP.match(Path(video).name)
+            rows.append(_Row(video, [Path(video).parts[0]], cut_from[1] if cut_from else "", split))
+    return rows, names
+
+
+def _hmdb(files: list[Path], number: int) -> list[_Row]:
+    rows = []
+    for file in files:
+        label = file.name.removesuffix(f"_test_split{number}.txt")
+        for line in _lines(file):
+            video, _, kind = line.rpartition(" ")
+            if kind in HMDB_SPLITS:
+                rows.append(_Row(f"{label}/{video.strip()}", [label], split=HMDB_SPLITS[kind]))
+    return rows
+
+
+def _mmaction2(path: Path) -> tuple[list[_Row], tuple[str, ...]]:
+    split = next((name for name in SPLIT_NAMES if name in path.stem.lower().split("_")), "")
+    rows = []
+    for line in _lines(path):
+        video, *numbers = line.split()
+        if len(numbers) == 2 and (path.parent / video).is_dir():
+            numbers = numbers[1:]  # of a folder of frames, the first number counts them
+        rows.append(_Row(video, numbers, split=split))
+    wrong = [row.path for row in rows if not row.labels or not all(label.isdecimal() for label in row.labels)]
+    if wrong:
+        raise InflateError(
+            "these lines are not of mmaction2's form",
+            where=str(path),
+            expected="a path and one or several numbers of classes, separated by spaces",
+            got=list_faults(wrong),
+            fix="write a table instead: .csv with the columns path and label",
+        )
+    most = max((int(label) for row in rows for label in row.labels), default=-1)
+    return rows, tuple(map(str, range(most + 1)))
+
+
+def _table(path: Path, only: dict[str, str]) -> list[_Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        columns = list(reader.fieldnames or [])
+        lines = list(reader)
+    for column, value in only.items():
+        check_choice(column, columns, what="column", where=str(path))
+        check_choice(value, sorted({line[column] for line in lines}), what=f"value of {column}", where=str(path))
+    lines = [line for line in lines if all(line[column] == value for column, value in only.items())]
+    if "youtube_id" in columns:
+        return [_kinetics_row(line) for line in lines]
+    if {"id", "actions"} <= set(columns):
+        return [_charades_row(line) for line in lines]
+    at, label = (next((name for name in names if name in columns), "") for names in (PATH_COLUMNS, LABEL_COLUMNS))
+    if not at or not label:
+        raise InflateError(
+            "the table says not where the videos are, or not what they show",
+            where=str(path),
+            expected="columns path and label; or Kinetics' label and youtube_id, or Charades' id and actions",
+            got=", ".join(columns) or "no columns",
+            fix=f"write them into the first line; nearest to path: {nearest_names('path', columns) or 'nothing'}",
+        )
+    return [
+        _Row(line[at], [line[label]], line.get("group") or "", line.get("split") or "", line.get("fold") or "")
+        for line in lines
+    ]
+
+
+def _kinetics_row(line: dict[str, str]) -> _Row:
+    """Name the file as the common downloaders do: id, and six digits for each of the two times."""
+    name = line["youtube_id"]
+    if line.get("time_start"):
+        name += f"_{int(float(line['time_start'])):06d}_{int(float(line['time_end'])):06d}"
+    return _Row(f"{name}.mp4", [line["label"]], line["youtube_id"], line.get("split", ""))
+
+
+def _charades_row(line: dict[str, str]) -> _Row:
+    actions = [action.split() for action in line["actions"].split(";") if action.strip()]
+    spans = tuple((float(start), float(end)) for _, start, end in actions)
+    return _Row(f"{line['id']}.mp4", [name for name, _, _ in actions], line.get("subject", ""), "", spans=spans)
+
+
+def _find_file(base: Path, row: _Row) -> Path:
+    """Look below the root as the list says it, then below a folder of the class."""
+    places = [base / row.path, *(base / row.split / label / row.path for label in row.labels[:1])]
+    places += [base / label / row.path for label in row.labels[:1]]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InflateError(
+            "a part of the list cannot be read",
+            where=str(path),
+            expected="a text file",
+            got=f"{type(error).__name__}: {error}",
+            fix="copy the official split files into one folder, all of them",
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def make_splits(
+    listing: Listing, *, fold: int | None = None, val_share: float = 0.15, test_share: float = 0.2, seed: int = 0
+) -> Splits:
+    """Cut a list into training, validation and test; groups are never divided by us.
+
+    With `fold`, that fold is the test and nothing else looks at it. Else splits that the list names are taken. What it
+    does not name is drawn from the training part, whole groups at a time (a sample without a group is one by itself).
+
+    Args:
+        listing: What `read_listing` gives.
+        fold: Which one to test on.
+        val_share: Part of the training samples to choose by; 0 for none.
+        test_share: Part to test with where the list names neither folds nor a test.
+        seed: Of what is drawn.
+
+    Raises:
+        InflateError: There is no such fold, or nothing to learn from.
+
+    Example:
+        >>> samples = tuple(Sample(f"{i}.mp4", (i % 2,), fold=i % 5) for i in range(10))
+        >>> splits = make_splits(Listing(samples, ("run", "jump"), "mine.csv"), fold=3, val_share=0)
+        >>> len(splits.train), len(splits.val), [sample.path for sample in splits.test]
+        (8, 0, ['3.mp4', '8.mp4'])
+    """
+    samples = listing.samples
+    if fold is not None:
+        folds = sorted({sample.fold for sample in samples if sample.fold is not None})
+        check_choice(str(fold), list(map(str, folds)) or ["none"], what="fold", where=listing.source)
+        train = [sample for sample in samples if sample.fold != fold]
+        val, test = list[Sample](), [sample for sample in samples if sample.fold == fold]
+    else:
+        wanted = (("", "train"), ("val",), ("test",))
+        train, val, test = ([one for one in samples if one.split in names] for names in wanted)
+        if not test and not val:
+            train, test = _drawn(train, test_share, seed)
+    if not val:
+        train, val = _drawn(train, val_share, seed + 1)
+    splits = Splits(tuple(train), tuple(val), tuple(test), listing.class_names, listing.source)
+    if not train:
+        raise InflateError(
+            "there is nothing to learn from",
+            where=listing.source,
+            expected="samples for training",
+            got=f"{len(val)} for validation, {len(test)} for test",
+            fix="check the column split, or take another fold",
+        )
+    for warning in split_warnings(splits):
+        warnings.warn(warning, InflateWarning, stacklevel=2)
+    return splits
+
+
+def _drawn(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Draw whole groups until they hold the share; gives what is left, and what is drawn."""
+    groups = Counter(_group(sample) for sample in samples)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    wanted, held, drawn = share * len(samples), 0, set[str]()
+    for name in order:
+        if held + groups[name] / 2 > wanted:
+            continue
+        drawn.add(name)
+        held += groups[name]
+    return [one for one in samples if _group(one) not in drawn], [one for one in samples if _group(one) in drawn]
+
+
+def _group(sample: Sample) -> str:
+    return sample.group or sample.path
+
+
+def split_warnings(splits: Splits) -> list[str]:
+    """Tell what makes a result look better than it is, or cannot be learned: shared groups, labels never seen."""
+    parts = {"training": splits.train, "validation": splits.val, "test": splits.test}
+    found = []
+    for name, part in list(parts.items())[1:]:
+        shared = {one.group for one in splits.train if one.group} & {one.group for one in part}
+        if shared:
+            few = list_faults(sorted(shared), shown=3)
+            found.append(f"{splits.source}: {len(shared)} groups are in training and in {name} alike: {few}")
+        unseen = _labels(part) - _labels(splits.train)
+        if unseen:
+            few = list_faults(sorted(splits.class_names[label] for label in unseen), shown=3)
+            found.append(f"{splits.source}: classes of the {name} that training never shows: {few}")
+    return found
+
+
+def _labels(samples: Iterable[Sample]) -> set[int]:
+    return {label for sample in samples for label in sample.labels}

@@ -1,0 +1,427 @@
+"""Runs over many videos: a manifest that a stopped run goes on from, shards, an honest estimate, and Ray."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inflate3d.errors import InflateError, import_extra
+from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, not_writable, write_files
+from inflate3d.results.feature_presets import FeatureLayout, plain
+from inflate3d.results.features import Extractor, Told
+from inflate3d.results.prediction import Failure, printable
+
+DRAFTS = ".drafts"  # the folder of files that are being written
+WINDOWS = ', "windows": {'  # in a line of the manifest, the long rest; the short part is enough to go on with a run
+FIRST_SHARE = 0.05  # of the first file, before a time is estimated
+VIDEOS_AT_A_TIME = 8  # of a worker of Ray, at most
+
+
+class Shard(NamedTuple):
+    """The part of a list of videos that one of several processes does: number 1, 2 ... `of` all."""
+
+    number: int = 1
+    of: int = 1
+
+    @property
+    def part(self) -> str:
+        """Stands in the names of its own files; empty for the only one."""
+        return f".{self.number}-of-{self.of}" if self.of > 1 else ""
+
+
+class Manifest:
+    """What has been done in a folder: JSON lines, one for each run and each video, those of all shards read together.
+
+    Args:
+        folder: Of the run; it is made.
+        shard: Whose lines this process writes.
+
+    Raises:
+        InflateError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, shard: Shard = Shard()) -> None:  # noqa: B008 - it cannot change
+        self.folder, self.path = folder, folder / f"manifest{shard.part}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab+", buffering=0)
+            size = self.file.seek(0, os.SEEK_END)
+            self.file.seek(max(size - 1, 0))
+            is_torn = size > 0 and self.file.read(1) != b"\n"
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+        self._lock()
+        if is_torn:  # a run was stopped while it wrote a line
+            self._write(b"\n")
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            return
+        import fcntl  # noqa: PLC0415 - not on every system
+
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.file.close()
+            raise InflateError(
+                "another run is writing into this folder",
+                where=str(self.path),
+                expected="one process at a time, or several with --shard 1/2, 2/2",
+                got="a manifest that another process has locked",
+                fix="wait until it is done, or name another folder",
+            ) from error
+
+    def close(self) -> None:
+        """Let another process write here; leaving a `with` does so."""
+        self.file.close()
+
+    def __enter__(self) -> "Manifest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read the short part of all lines; torn ones are left out."""
+        for path in sorted(self.folder.glob("manifest*.jsonl")):
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    short, rest, _ = line.partition(WINDOWS)
+                    try:
+                        row = json.loads(short + "}" if rest else line)
+                    except ValueError:
+                        continue
+                    if isinstance(row, dict) and (not rest or line.endswith("}}\n")):
+                        yield row
+
+    def done(self, config: str, jobs: Sequence[Job]) -> set[str]:
+        """Name the jobs whose files are there, made so, not written over since, and of the video as it is now."""
+        rows: dict[str, dict[str, Any]] = {}
+        writers: dict[str, tuple[float, str]] = {}  # of each file, the last one
+        for row in self.rows():
+            if row.get("status") == "done":
+                writer = (row["time"], row["config"])
+                writers.update({file: max(writers.get(file, writer), writer) for file in row["files"]})
+                if row["config"] == config:
+                    rows[row["video"]] = row
+        return {
+            job.name
+            for job in jobs
+            if job.name in rows
+            and all(writers[file][1] == config for file in rows[job.name]["files"])
+            and self._holds(rows[job.name], job)
+        }
+
+    def _holds(self, row: Mapping[str, Any], job: Job) -> bool:
+        try:
+            same: bool = row["state"] == state_of(job.path)
+            return same and all((self.folder / file).stat().st_size == size for file, size in row["files"].items())
+        except OSError:
+            return False
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            InflateError: There is no room.
+        """
+        self._write(json.dumps(row).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self.file.write(data) != len(data):
+                raise OSError("only a part of a line was written")
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+
+class Estimate:
+    """How long a run will take, from the bytes of the files that are done.
+
+    Args:
+        sizes: Of the files, in bytes.
+        clock: Tells seconds.
+    """
+
+    def __init__(self, sizes: Sequence[int], clock: Callable[[], float] = time.monotonic) -> None:
+        self.sizes, self.clock, self.begun = [max(size, 1) for size in sizes], clock, clock()
+        self.total, self.done, self.num_done = sum(self.sizes), 0, 0
+        self.shares: dict[int, float] = {}  # of the files that are being read
+
+    def read(self, index: int, share: float) -> None:
+        """Take down how much of a file has been read."""
+        self.shares[index] = min(share, 1.0)
+
+    def finished(self, index: int, *, failed: bool) -> None:
+        """Take down that a file is done; one that failed tells nothing about the time that others take."""
+        self.shares.pop(index, None)
+        self.num_done += 1
+        self.total -= self.sizes[index] * failed
+        self.done += self.sizes[index] * (not failed)
+
+    def seconds_left(self) -> float | None:
+        """Estimate what is left; None before a twentieth of the first file is read."""
+        share = (self.done + sum(self.sizes[i] * part for i, part in list(self.shares.items()))) / max(self.total, 1)
+        if not self.done and max(self.shares.values(), default=0.0) < FIRST_SHARE:
+            return None
+        return (self.clock() - self.begun) * max(1 - share, 0.0) / share
+
+
+def state_of(path: Path) -> list[int]:
+    """Tell what changes when a video does: its size and the time of its last change."""
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+class FeatureProgress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        done: Videos that are done, failed ones among them, without those that an earlier run did.
+        total: Videos to do.
+        seconds_left: An estimate from the bytes of the files that are done; None until there is something to go by.
+    """
+
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+class FeatureRun(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        num_done: Videos whose features it has made.
+        num_skipped: Videos that an earlier run had done in the same way.
+        failures: Videos that have no features, and why.
+        collected: Files that hold all videos.
+    """
+
+    num_done: int
+    num_skipped: int
+    failures: tuple[Failure, ...]
+    collected: tuple[str, ...]
+
+
+def extract_files(
+    extractor: Extractor,
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    layout: FeatureLayout | None = None,
+    shard: Shard = Shard(),  # noqa: B008 - it cannot change
+    progress: Callable[[FeatureProgress], None] | None = None,
+) -> FeatureRun:
+    """Write the features of videos; a run that was stopped goes on where it was when it is started again.
+
+    Each video is done when its files are whole and a line in the manifest says so. One that fails gets a line too, and
+    is tried again by the next run.
+
+    Args:
+        extractor: Networks and options.
+        jobs: Videos and their names (`plan_jobs`).
+        folder: Where files and manifest go.
+        layout: How files look; by default `.npy` with a row for each window.
+        shard: Which part of the videos to do.
+        progress: Called whenever a video is done, and while it is read.
+
+    Raises:
+        InflateError: There is no room, a network does not answer with finite features, or these do not fit the layout.
+            What was done is whole.
+    """
+
+    def rows(todo: Sequence[Job], writer: "_Writer", tell: Told) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, found in extractor.many((job.path for job in todo), told=tell):
+            yield index, writer.row(todo[index], found)
+
+    return _run(_Plan(extractor, jobs, folder, layout or FeatureLayout(), shard), rows, progress)
+
+
+def extract_on_ray(
+    extractor: Extractor,
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    layout: FeatureLayout | None = None,
+    workers: int = 2,
+    progress: Callable[[FeatureProgress], None] | None = None,
+) -> FeatureRun:
+    """Do the same on a Ray cluster (extra `scale`), with the same bytes; without a cluster Ray starts one here.
+
+    Args:
+        extractor: As for `extract_files`, likewise `jobs`, `layout` and `progress`. Each worker gets a copy.
+        jobs: Videos, under paths that all nodes know.
+        folder: One that all nodes see.
+        layout: How files look.
+        workers: Copies of the networks, each with one processor.
+        progress: Called whenever a video is done.
+
+    Raises:
+        InflateError: Ray is missing, or what `extract_files` raises.
+    """
+    ray = import_extra(
+        "ray", "scale", where="features --ray", instead="leave --ray out: --shard 1/2 and 2/2 do without"
+    )
+    data = import_extra("ray.data", "scale", where="features --ray")
+
+    def rows(todo: Sequence[Job], writer: "_Writer", tell: Told) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not todo:
+            return
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # `progress` tells how far it is
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        arguments = (ray.put(extractor), writer, ray.put(list(todo)))
+        at_a_time = max(min(VIDEOS_AT_A_TIME, len(todo) // workers), 1)
+        blocks = -(-len(todo) // at_a_time)  # a block's rows arrive together
+        numbers = data.range(len(todo), override_num_blocks=blocks)
+        pool = data.ActorPoolStrategy(size=min(workers, blocks))
+        found = numbers.map_batches(
+            _RayWorker, fn_constructor_args=arguments, compute=pool, num_cpus=1, batch_size=at_a_time
+        )
+        try:
+            for item in found.iter_rows():
+                yield int(item["index"]), json.loads(item["row"])
+        except ray.exceptions.RayError as error:
+            raise InflateError(
+                "a worker of Ray has failed; what was done before is whole",
+                where="features --ray",
+                expected="nodes that have inflate3d, see the videos and the folder, and have room",
+                got=str(error).strip().splitlines()[-1],
+                fix="mend what is told, and run the same command again; without --ray the error is told in full",
+            ) from error
+
+    return _run(_Plan(extractor, jobs, folder, layout or FeatureLayout(), Shard()), rows, progress)
+
+
+class _RayWorker:
+    """What runs on one processor of the cluster."""
+
+    def __init__(self, extractor: Any, writer: "_Writer", jobs: Any) -> None:
+        import ray  # noqa: PLC0415
+
+        self.extractor, self.jobs, self.writer = ray.get(extractor), ray.get(jobs), writer
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        numbers = [int(number) for number in batch["id"]]
+        for index, found in self.extractor.many(self.jobs[number].path for number in numbers):
+            row = self.writer.row(self.jobs[numbers[index]], found)
+            yield {"index": [numbers[index]], "row": [json.dumps(row)]}
+
+
+class _Plan(NamedTuple):
+    extractor: Extractor
+    jobs: Sequence[Job]
+    folder: Path
+    layout: FeatureLayout
+    shard: Shard
+
+
+class _Writer(NamedTuple):
+    """Writes the files of a video and tells about it in a line of the manifest."""
+
+    folder: Path
+    layout: FeatureLayout
+    drafts: Path
+    config: str  # a hash of all that decides on the bytes
+    made: str  # the same in words
+
+    def row(self, job: Job, found: VideoFeatures | Failure) -> dict[str, Any]:
+        row: dict[str, Any] = {"video": job.name, "source": printable(str(job.path)), "config": self.config}
+        if isinstance(found, Failure):
+            return {**row, "status": "failed", "error": found.reason}
+        state = state_of(job.path)
+        files = write_files(self.folder, files_of(job.name, found, self.layout, card=self.made), self.drafts)
+        row |= {
+            "status": "done",
+            "time": round(time.time(), 3),
+            "state": state,
+            "files": files,
+            "num_frames": found.num_frames,
+            "fps": found.fps,
+        }
+        starts, times = found.start_frames.tolist(), [round(one, 6) for one in found.times_seconds.tolist()]
+        return {**row, "windows": {"num_frames": found.window, "start_frames": starts, "times_seconds": times}}
+
+
+Rows = Callable[[Sequence[Job], _Writer, Told], Iterator[tuple[int, dict[str, Any]]]]
+
+
+def _run(plan: _Plan, rows: Rows, progress: Callable[[FeatureProgress], None] | None) -> FeatureRun:
+    _check_layout(plan.extractor, plan.layout)
+    made = {**plan.extractor.describe(), "layout": plain(plan.layout)}
+    words = json.dumps(made, sort_keys=True, default=str)
+    drafts = plan.folder / f"{DRAFTS}{plan.shard.part}"
+    writer = _Writer(plan.folder, plan.layout, drafts, sha256(words.encode()).hexdigest(), words)
+    jobs, failures = plan.jobs[plan.shard.number - 1 :: plan.shard.of], list[Failure]()
+    with Manifest(plan.folder, plan.shard) as manifest:
+        shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
+        known = manifest.done(writer.config, jobs)
+        todo = [job for job in jobs if job.name not in known]
+        manifest.add({"run": writer.config, "made": json.loads(words), "versions": _versions(), "videos": len(todo)})
+        estimate = Estimate([_size(job.path) for job in todo])
+
+        def tell() -> None:
+            if progress:
+                progress(FeatureProgress(estimate.num_done, len(todo), estimate.seconds_left()))
+
+        def read(index: int, seconds: float, total: float | None) -> None:
+            estimate.read(index, seconds / total if total else 0.0)
+            tell()
+
+        for index, row in rows(todo, writer, read):
+            manifest.add(row)
+            failed = row["status"] == "failed"
+            failures += [Failure(row["source"], row["error"])] if failed else []
+            estimate.finished(index, failed=failed)
+            tell()
+        collected = _collected(plan, manifest, writer, jobs)
+        shutil.rmtree(drafts, ignore_errors=True)
+    return FeatureRun(len(todo) - len(failures), len(known), tuple(failures), collected)
+
+
+def _collected(plan: _Plan, manifest: Manifest, writer: _Writer, jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Put all videos into one file, unless that has been done with the same ones."""
+    names = sorted(manifest.done(writer.config, jobs)) if plan.layout.collected else []
+    if not names:
+        return ()
+    contents = sha256("\n".join([writer.config, *names]).encode()).hexdigest()
+    for row in manifest.rows():
+        if row.get("collected") == contents and all((plan.folder / file).exists() for file in row["files"]):
+            return tuple(row["files"])
+    files = collect(plan.folder, names, plan.layout, part=plan.shard.part, drafts=writer.drafts)
+    manifest.add({"collected": contents, "files": files})
+    return tuple(files)
+
+
+def _check_layout(extractor: Extractor, layout: FeatureLayout) -> None:
+    two = len(extractor.networks) > 1 and not layout.join
+    faults = ["two streams under one name"] * (two and "{stream}" not in layout.name)
+    faults += [f"axes {layout.axes} with pool {extractor.options.pool}"] * (
+        layout.axes in {"columns", "grid"} and extractor.options.pool != "mean"
+    )
+    if faults:
+        raise InflateError(
+            "the layout does not fit the features",
+            where="features",
+            expected="{stream} in the name of two streams that are not joined; pool mean for columns and grid",
+            got=", ".join(faults) + f" (name {layout.name!r})",
+            fix="--name '{stem}_{stream}', or --join",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it will be told when it is read
+        return 0
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("inflate3d", "torch", "numpy", "av")}

@@ -1,0 +1,50 @@
+"""How many threads torch computes with, changed for one Python thread and no other."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def fewer_threads(count: int) -> Iterator[None]:
+    """Let torch compute with at most `count` threads in the Python thread that says so.
+
+    torch keeps a number for each Python thread, and one that a thread takes over when it first computes. Setting the
+    first sets the second too, so that a thread which begins meanwhile would compute slowly for good; here the second
+    is put back at once, by a thread of its own.
+
+    Args:
+        count: Threads, 1 or more.
+
+    Example:
+        >>> with fewer_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    _set_own(min(count, before))
+    try:
+        yield
+    finally:
+        _set_own(before)
+
+
+def _set_own(count: int) -> None:
+    with _LOCK:
+        of_new_threads = _in_new_thread(torch.get_num_threads)
+        torch.set_num_threads(count)
+        _in_new_thread(partial(torch.set_num_threads, of_new_threads))
+
+
+def _in_new_thread(call: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()

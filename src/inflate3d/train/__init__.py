@@ -1,0 +1,1 @@
+"""Training: recipes, data, the Lightning module; needs the extra `train`."""

@@ -1,10 +1,13 @@
-"""`inflate3d plan` and `inflate3d prove`: what they print and write, and what they refuse before the work."""
+"""`inflate3d inflate`, `plan` and `prove`: what they print and write, and what they refuse before the work."""
 
 import json
 
 import pytest
+import timm
+import torch
 from typer.testing import CliRunner
 
+from inflate3d import load
 from inflate3d.cli import app
 from inflate3d.errors import InflateError
 from inflate3d.models import sources
@@ -58,3 +61,29 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(run, command, tmp
 def test_halves_of_a_name_are_refused(run, command, name):
     found = run(command, name)
     assert isinstance(found.exception, InflateError)
+
+
+def test_a_model_is_inflated_into_a_file(run, tmp_path):
+    found = run("inflate", "timm/resnet10t", "--weights", "none", "-o", tmp_path / "a.safetensors", "--size", 64)
+    assert found.exit_code == 0, found.exception
+    assert "2D weights: random" in found.output
+    assert load(tmp_path / "a.safetensors").plan.input_shape == (3, 64, 64)
+
+
+def test_a_file_of_2d_weights_is_inflated(run, tmp_path):
+    model2d = timm.create_model("resnet10t").eval()
+    torch.save(model2d.state_dict(), tmp_path / "2d.pth")
+    assert (
+        run("inflate", "timm/resnet10t", "--weights", tmp_path / "2d.pth", "-o", tmp_path / "a.safetensors").exit_code
+        == 0
+    )
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted, found = model2d(picture), load(tmp_path / "a.safetensors")(picture.unsqueeze(2).repeat(1, 1, 4, 1, 1))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_have_to_be_named(run, tmp_path):
+    found = run("inflate", "timm/resnet10t", "-o", tmp_path / "a.safetensors")
+    assert found.exit_code == 2
+    assert "--weights" in found.output

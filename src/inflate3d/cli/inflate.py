@@ -1,4 +1,4 @@
-"""`inflate3d plan` and `inflate3d prove`: what a 2D model becomes in time, and the test that nothing is lost."""
+"""`inflate3d inflate`, `plan` and `prove`: a 2D model in time, in a file; what it becomes; and that nothing is lost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +39,33 @@ def plan(
         write_text(json, decided.to_json())
 
 
+def inflate(
+    name: Name,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="pretrained|FILE|none", help="2D weights: the package's own, a file's, or random ones."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.safetensors", help="Where the model goes.")],
+    preset: Preset = "video",
+    profile: Profile = "mean",
+    size: Size = None,
+) -> None:
+    """Inflate a 2D model into a file with weights and plan; inflate3d.load(FILE) builds it again."""
+    from inflate3d.atomic import check_writable
+    from inflate3d.inflation.build import inflate as build
+    from inflate3d.models.sources import NO_WEIGHTS
+    from inflate3d.weights.inflated_file import save_inflated
+
+    check_writable(output)
+    model2d, example = _model_and_example(name, size, weights)
+    model3d = build(model2d, preset, example=example, profile=profile)
+    told = "random" if weights == NO_WEIGHTS else weights
+    card = save_inflated(model3d, output, name, weights=told)
+    through = sum(layer.looks_through_time for layer in card.plan.steps)
+    typer.echo(f"{output}: {name}, preset {preset}, {through} of {len(card.plan.steps)} layers look through time")
+    typer.echo(f"2D weights: {told}; inflate3d.load({str(output)!r}) builds it again")
+
+
 def prove(
     name: Name,
     preset: Preset = "video",
@@ -62,13 +89,18 @@ def prove(
         raise typer.Exit(1)
 
 
-def _model_and_example(name: str, size: int | None) -> "tuple[nn.Module, Tensor]":
-    """Find a 2D model and make a picture of the size it wants."""
+def _model_and_example(name: str, size: int | None, weights: str = "none") -> "tuple[nn.Module, Tensor]":
+    """Find a 2D model with its weights, and make a picture of the size it wants."""
     import torch
 
-    from inflate3d.models.sources import example_shape, find_2d_model
+    from inflate3d.models.sources import NO_WEIGHTS, PRETRAINED, example_shape, find_2d_model
 
-    model2d = find_2d_model(name)
+    by_name = weights in (NO_WEIGHTS, PRETRAINED)
+    model2d = find_2d_model(name, weights=weights if by_name else NO_WEIGHTS)
+    if not by_name:
+        from inflate3d.weights.load import load_checkpoint
+
+        load_checkpoint(model2d, weights)
     channels, height, width = example_shape(model2d, name)
     height, width = (height, width) if size is None else (size, size)
     return model2d, torch.zeros(1, channels, height, width)

@@ -21,7 +21,7 @@ from inflate3d.weights.dialects import DIALECTS
 from inflate3d.weights.names import ARCHITECTURES, convert, recognize, spell_state
 from inflate3d.weights.stored import MAX_BYTES, ContentError, Stored
 
-CARD_KEY = "inflate3d.card"
+CARD_KEY, INFLATED_KEY = "inflate3d.card", "inflate3d.inflated"  # in the metadata of our safetensors files
 Target = Literal["safetensors", "piergiaj", "hassony2"]
 UNKNOWN = "unknown: ask whoever gave you the file"
 OWN_NAMES = "own names"
@@ -209,7 +209,7 @@ def convert_checkpoint(
     elif checkpoint.architecture == "i3d" and checkpoint.num_classes is not None:
         save_weights(checkpoint.state, _card(checkpoint, target, label_set), target)
     else:
-        _write_safetensors(checkpoint.state, target, {})
+        write_safetensors(checkpoint.state, target, {})
     return checkpoint
 
 
@@ -300,11 +300,12 @@ def save_weights(state: Mapping[str, Tensor], card: Card, path: Path) -> Card:
         ({'w': tensor([0, 1, 2])}, True)
     """
     card = replace(card, tensors_sha256=tensors_sha256(state))
-    _write_safetensors(state, path, {CARD_KEY: card.to_json()})
+    write_safetensors(state, path, {CARD_KEY: card.to_json()})
     return card
 
 
-def _write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors and texts about them as safetensors; an interrupted run leaves the file as it was."""
     tensors, taken = dict[str, Tensor](), set[int]()
     for name, tensor in state.items():
         own = tensor.detach().cpu().contiguous()
@@ -357,11 +358,16 @@ def card_in(path: Path) -> Card | None:
     Raises:
         InflateError: There is a card and it cannot be read.
     """
-    try:
-        metadata = _metadata(path)
-    except (SafetensorError, OSError):
-        return None
+    metadata = metadata_in(path)
     return Card.from_json(metadata[CARD_KEY], where=str(path)) if CARD_KEY in metadata else None
+
+
+def metadata_in(path: Path) -> dict[str, str]:
+    """Read the texts that stand beside the tensors of a safetensors file; none for every other file."""
+    try:
+        return _metadata(path)
+    except (SafetensorError, OSError):
+        return {}
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

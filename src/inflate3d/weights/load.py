@@ -18,7 +18,7 @@ from inflate3d.inflation.kernels import load_2d_into
 from inflate3d.models.blocks import check_classes
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.weights.catalogue import CATALOGUE, Card, read_labels
-from inflate3d.weights.checkpoint import Checkpoint, card_in, read_checkpoint, read_weights
+from inflate3d.weights.checkpoint import INFLATED_KEY, Checkpoint, card_in, metadata_in, read_checkpoint, read_weights
 from inflate3d.weights.containers import find_index, is_path, missing_file
 from inflate3d.weights.fetch import fetched_path
 from inflate3d.weights.names import Faults, misfit
@@ -59,9 +59,9 @@ def load(
     Nothing is downloaded: `inflate3d weights fetch NAME` does that.
 
     Args:
-        name_or_file: A name that `inflate3d weights list` shows, or a file of weights: one that this package wrote, or
-            I3D of any dialect that docs/weights.md lists, a ResNet-I3D of PySlowFast, PyTorchVideo, MMAction2 or
-            GluonCV, or torchvision's GoogLeNet, which is inflated into I3D.
+        name_or_file: A name that `inflate3d weights list` shows, or a file of weights: one that this package wrote (an
+            inflated model too: `save_inflated`), or I3D of any dialect that docs/weights.md lists, a ResNet-I3D of
+            PySlowFast, PyTorchVideo, MMAction2 or GluonCV, or torchvision's GoogLeNet, which is inflated into I3D.
         num_classes: Another number of classes than the weights have: the last layer is then new and random, and a
             warning says so.
         compat: Make I3D as another project has it, to get its numbers: "video-features", "videogpt", "tats", "cd-fvd".
@@ -101,6 +101,8 @@ def load(
         model, unfilled = _start_from_2d(str(name_or_file), init, stream=stream, num_classes=num_classes, labels=labels)
     else:
         path = _find(name_or_file)
+        if INFLATED_KEY in metadata_in(path):
+            return _load_inflated(path, num_classes, label_set, compat)
         card = card_in(path)
         if card is not None:
             model, unfilled = _load_own(path, card, num_classes, label_set, compat)
@@ -112,6 +114,21 @@ def load(
         if parameter.ndim == 5:  # Module.to() would do it to the kernels of 2D trunks as well, and fail
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return model.eval()
+
+
+def _load_inflated(path: Path, num_classes: int | None, label_set: str | None, compat: Compat | None) -> nn.Module:
+    from inflate3d.weights.inflated_file import load_inflated  # noqa: PLC0415 - with torchvision and timm
+
+    given = {"num_classes": num_classes, "label_set": label_set, "compat": compat}
+    if asked := [f"{name}={value!r}" for name, value in given.items() if value is not None]:
+        raise InflateError(
+            "a saved inflated model is what it is",
+            where=f"load({str(path)!r})",
+            expected="no options",
+            got=", ".join(asked),
+            fix="leave them out; for other classes replace the last layer of what load gives",
+        )
+    return load_inflated(path)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:

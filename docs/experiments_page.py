@@ -210,7 +210,7 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         f"| {row['seconds'] / 60:.0f} |"
         for kind, row in figures["tennis"].items()
     ]
-    tennis += [f"| {name} (floor, `data/README.md`) | {value:.1%} | | 5 | |" for name, value in FLOORS.items()]
+    tennis += [f"| {name} (floor) | {value:.1%} | | 5 | |" for name, value in FLOORS.items()]
     gesture = [
         f"| {NAMES[kind]} | {row['seeds']} | {share(row['top1'])} | {share(row['backwards'])} | "
         + " ".join(

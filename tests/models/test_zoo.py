@@ -80,9 +80,7 @@ def test_names_build_with_classes_and_channels_of_your_own():
 
 
 def test_unknown_names_are_refused_with_the_nearest_ones():
-    with pytest.raises(
-        InflateError, match=r"no such network(.|\n)*inflated/SOURCE(.|\n)*did you mean 3d-resnet50"
-    ):
+    with pytest.raises(InflateError, match=r"no such network(.|\n)*inflated/SOURCE(.|\n)*did you mean 3d-resnet50"):
         find_network("3d-resnet-50")
     with pytest.raises(InflateError, match=r"no such network"):
         build_network("i4d")

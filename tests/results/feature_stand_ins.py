@@ -32,7 +32,7 @@ class Witness(nn.Module):
 class SteppingWitness(Witness):
     """Has one of these vectors for each eight frames, as I3D does: each is the mean of 16 frames."""
 
-    time_steps = TimeSteps(stride=8, lost=1, around=56)
+    time_steps = TimeSteps(stride=8, lost=1, around=48)
 
     def __init__(self, in_channels=3, width=1024, **spec):
         super().__init__(in_channels, width, **spec)

@@ -9,6 +9,7 @@ import pytest
 from feature_stand_ins import SteppingWitness, Witness, numbered_flow, numbers_of, numbers_of_flow, write_numbered
 
 from inflate3d.errors import InflateError
+from inflate3d.results.feature_files import plan_jobs
 from inflate3d.results.feature_presets import (
     CROP_SETS,
     NUM_CROPS,
@@ -17,7 +18,7 @@ from inflate3d.results.feature_presets import (
     FeatureOptions,
     preset_named,
 )
-from inflate3d.results.feature_runs import extract_files, plan_jobs
+from inflate3d.results.feature_runs import extract_files
 from inflate3d.results.features import Extractor
 
 NUM_FRAMES, FPS = 70, 30

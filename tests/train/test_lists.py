@@ -173,6 +173,7 @@ def test_groups_on_both_sides_and_classes_never_seen_are_warned_about():
     crossing = listing(split=lambda g, i: "test" if i == 0 else "train")
     with pytest.warns(InflateWarning, match="4 groups are in training and in test alike: g0; g1; g2; and 1 more"):
         make_splits(crossing, val_share=0)
-    unseen = listing(split=lambda g, i: "test" if i % 2 else "train")
+    alone = tuple(Sample(f"{i}.mp4", (i % 2,), split="test" if i % 2 else "train") for i in range(6))
+    unseen = Listing(alone, ("run", "jump"), "mine.csv")
     with pytest.warns(InflateWarning, match="classes of the test that training never shows: jump"):
         make_splits(unseen, val_share=0)

@@ -7,9 +7,10 @@ from tiny import recipe, tiny_model
 from torch import nn
 
 from inflate3d import InceptionI3d, InflateError
-from inflate3d.clips.decoded import View, Window, cut_view, random_view
-from inflate3d.train.data import TrainBatches
-from inflate3d.train.module import frames_loss, lr_factor, mix, parameter_groups
+from inflate3d.clips.dataset import Sample
+from inflate3d.clips.decoded import Decoding, View, Window, cut_view, random_view
+from inflate3d.train.data import ClipDataset, TrainBatches
+from inflate3d.train.module import ClipTask, frames_loss, lr_factor, mix, parameter_groups
 from inflate3d.train.network import freeze, frozen_digest, head_of, prepare, split
 from inflate3d.train.recipe import Recipe, with_settings
 from inflate3d.train.recipes import RECIPES, find_recipe
@@ -193,3 +194,48 @@ def test_the_digest_tells_frozen_weights_apart():
     assert frozen_digest(model) == before
     model.net.conv1.weight.data.add_(1)
     assert frozen_digest(model) != before
+
+
+class Steps(nn.Module):
+    """A network that answers at each step, as I3D and the LSTM do."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 4)
+
+    def forward(self, clip):
+        return self.endpoints(clip, "Logits_per_step")["Logits_per_step"].mean(2)
+
+    def endpoints(self, clip, name):
+        return {name: self.classifier(clip.mean((3, 4)).transpose(1, 2)).transpose(1, 2)}
+
+
+def test_the_loss_of_each_task():
+    torch.manual_seed(0)
+    model, clip = Steps(), torch.rand(2, 3, 5, 7, 7)
+    steps = model.endpoints(clip, "Logits_per_step")["Logits_per_step"]
+
+    def loss(target, **changes):
+        return ClipTask(model, recipe(**changes), 4).loss(clip, target)
+
+    several = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]])
+    wanted = F.binary_cross_entropy_with_logits(steps.mean(2), several.float())
+    torch.testing.assert_close(loss(several, task="labels"), wanted)
+    over_time = torch.rand(2, 4, 10).round()
+    torch.testing.assert_close(loss(over_time, task="frames"), frames_loss(steps, over_time))
+    one = torch.tensor([3, 1])
+    wanted = -steps.log_softmax(1)[torch.arange(2), one].mean()
+    torch.testing.assert_close(loss(one, every_step=True), wanted)
+    torch.testing.assert_close(loss(F.one_hot(one, 4).float(), every_step=True), wanted)
+    smooth = F.cross_entropy(steps.mean(2), one, label_smoothing=0.2)
+    torch.testing.assert_close(loss(one, label_smoothing=0.2), smooth)
+
+
+def test_labels_over_time_are_those_of_the_frames_that_are_shown():
+    sample = Sample("a.mp4", (2, 0), spans=((0.5, 1.5), (0.0, 0.7)))
+    chosen = recipe(task="frames", fps=10.0, num_frames=4, frame_step=3)
+    data = ClipDataset([sample], chosen, Decoding(), num_classes=3, train=True)
+    found = data.target(sample, start=4)  # 0.4, 0.7, 1.0 and 1.3 seconds
+    assert found.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
+    several = ClipDataset([sample], recipe(task="labels"), Decoding(), num_classes=3, train=True)
+    assert several.target(sample, 0).tolist() == [1, 0, 1]

@@ -16,8 +16,9 @@ from tiny import CLASSES, TinyNet, recipe, samples_in, splits_of, tiny_model, wr
 
 from inflate3d import InflateError, InflateWarning, read_clip
 from inflate3d.clips.dataset import Sample, Splits
+from inflate3d.clips.decoded import decoded_frames
 from inflate3d.train.checkpoint import AtomicCheckpoints, load_trained, read_training
-from inflate3d.train.data import TrainBatches
+from inflate3d.train.data import TrainBatches, decoding_of
 from inflate3d.train.module import ClipTask
 from inflate3d.train.run import LAST, FitOptions, fit
 
@@ -325,3 +326,50 @@ def test_a_checkpoint_becomes_the_network_again(clips_folder, tmp_path):
     assert_same(model.state_dict(), fitted.model.state_dict())
     with pytest.raises(InflateError, match="the weights are not those of the network"):
         load_trained(fitted.checkpoint, build=lambda *_: TinyNet())
+
+
+@pytest.mark.filterwarnings("ignore::inflate3d.errors.InflateWarning")
+def test_frozen_parts_of_nothing(clips_folder, tmp_path):
+    bad = tuple(broken(tmp_path, f"{i}.mp4") for i in range(2))
+    chosen = recipe(freeze="head", cached_views=1, max_unreadable=0.5)
+    splits = Splits(bad, tuple(samples_in(clips_folder)), (), CLASSES, "mine")
+    with pytest.raises(InflateError, match="not one clip can be read"):
+        fit(chosen, splits, tmp_path / "run", model=tiny_model(), options=QUIET)
+
+
+def test_what_frozen_layers_give_is_kept_for_other_runs(clips_folder, tmp_path, monkeypatch):
+    chosen = recipe(freeze="head", cached_views=2, epochs=1)
+    options = replace(QUIET, features=tmp_path / "kept")
+    splits = splits_of(clips_folder)
+    first = fit(chosen, splits, tmp_path / "one", model=tiny_model(), options=options)
+    assert len(list((tmp_path / "kept").iterdir())) == 2 * len(splits.train) + len(splits.val)
+    monkeypatch.setattr("inflate3d.train.data.decoded_frames", None)  # nothing is read any more
+    second = fit(chosen, splits, tmp_path / "two", model=tiny_model(), options=options)
+    assert_same(first.model.state_dict(), second.model.state_dict())
+
+
+def test_a_recipe_of_another_version_is_refused(clips_folder, tmp_path):
+    fitted = fit(recipe(epochs=1), splits_of(clips_folder), tmp_path / "run", model=tiny_model(), options=QUIET)
+    found = torch.load(fitted.checkpoint, weights_only=True)
+    found["inflate3d"]["recipe"]["warmth"] = 1
+    torch.save(found, tmp_path / "other.ckpt")
+    with pytest.raises(InflateError, match="the recipe in the checkpoint is not one of this version"):
+        load_trained(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(("stream", "channels"), [("flow", 2), ("both", 5)])
+def test_flow_is_made_of_the_clips(clips_folder, stream, channels):
+    path = samples_in(clips_folder)[4].path  # moves to the right
+    how = decoding_of(recipe(stream=stream, flow_method="farneback"), None)
+    found = decoded_frames(path, how)
+    assert found.shape == (8, 33, 33 * 46 // 34, channels) and found.dtype == torch.uint8
+    moving = found[..., -2][(found[..., -2].int() - 127).abs() > 4].float()
+    assert moving.mean() > 127
+    if stream == "both":
+        assert torch.equal(found[..., :3], decoded_frames(path, decoding_of(recipe(), None))[:8])
+
+
+def test_one_frame_has_no_flow(tmp_path):
+    folder = write_clips(tmp_path, count=1, num_frames=1)
+    with pytest.raises(InflateError, match="flow leads from one frame to the next"):
+        decoded_frames(samples_in(folder)[0].path, decoding_of(recipe(stream="flow", flow_method="farneback"), None))

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from inflate3d.atomic import write_text
 from inflate3d.cli.predict import progress_on, warnings_on
-from inflate3d.errors import InflateError, import_extra
+from inflate3d.errors import InflateError, check_choice, import_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,10 @@ RootOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where t
 OnlyOption = Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Rows of a table to take.")]
 NumberOption = Annotated[int, typer.Option(help="Of the official split of UCF-101 and HMDB-51: 1 to 3.")]
 FoldOption = Annotated[int | None, typer.Option(help="Fold to test on; the others are learned from.")]
-LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="All classes in order, one in each line.")]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", exists=True, dir_okay=False, help="All classes in order, one in each line."),
+]
 ValShareOption = Annotated[float, typer.Option(help="Part of the training held out to choose by, where none is named.")]
 
 
@@ -67,14 +70,16 @@ def train(
 
     console = Console()
     chosen = with_settings(find_recipe(recipe), settings or [])
+    if devices != "auto":
+        check_choice(devices, map(str, range(1, 65)), what="number of devices", where="--devices", expected="1 to 64")
     if fetch and chosen.init in CATALOGUE:
         fetch_weights(chosen.init, report=console.print)
     with warnings_on(console):
         splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
         counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
         console.print(f"{len(splits.class_names)} classes; {counts}", markup=False, highlight=False)
-        where = Devices() if devices == "auto" else Devices(count=int(devices))
-        where = Devices(where.accelerator, where.count, nodes, strategy)
+        where = replace(Devices(), nodes=nodes, strategy=strategy)
+        where = where if devices == "auto" else replace(where, count=int(devices))
         with _told(console) as tell:
             fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
         console.print(f"{fitted.seconds:.0f} s; the network: {fitted.checkpoint}", markup=False, highlight=False)
@@ -106,7 +111,6 @@ def evaluate(
     """Show labelled videos to a trained network: accuracies with intervals, confusions, calibration, mistakes."""
     import_extra("lightning", "train", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
-    from inflate3d.errors import check_choice
     from inflate3d.results.answering import EvaluateOptions, fuse
 
     check_choice(split, ("train", "val", "test"), what="split", where="inflate3d evaluate --split")

@@ -18,6 +18,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validate": 
     "testing": "test",
 }
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "video", "file", "filename"), ("label", "class", "class_name")
+DRAWS = 1000  # of groups, of which the best is taken
 HMDB_SPLITS = {"1": "train", "2": "test"}  # 0 stands in neither; Source: hmdb51, test_train_splits/README
 UCF_GROUP = re.compile(r"v_(.+_g\d+)_c\d+")  # a group is cut from one video; Source: UCF-101's own page
 
@@ -348,17 +349,32 @@ def make_splits(
 
 
 def _drawn(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Draw whole groups until they hold the share; gives what is left, and what is drawn."""
-    groups = Counter(_group(sample) for sample in samples)
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    wanted, held, drawn = share * len(samples), 0, set[str]()
-    for name in order:
-        if held + groups[name] / 2 > wanted:
-            continue
-        drawn.add(name)
-        held += groups[name]
-    return [one for one in samples if _group(one) not in drawn], [one for one in samples if _group(one) in drawn]
+    """Draw whole groups until they hold the share; gives what is left, and what is drawn.
+
+    Of many draws the one is taken whose classes are most like those of all: scenes often show one class alone.
+    """
+    if share <= 0:
+        return samples, []
+    sizes = Counter(_group(sample) for sample in samples)
+    by_group: dict[str, Counter[int]] = {name: Counter() for name in sizes}
+    for sample in samples:
+        by_group[_group(sample)].update(sample.labels[:1])
+    wanted = Counter(sample.labels[0] for sample in samples if sample.labels)
+    generator, best = random.Random(seed), (float("inf"), set[str]())
+    for _ in range(DRAWS):
+        order, drawn, held = sorted(sizes), set[str](), 0
+        generator.shuffle(order)
+        for name in order:
+            if held + sizes[name] / 2 <= share * len(samples):
+                drawn.add(name)
+                held += sizes[name]
+        found = sum((by_group[name] for name in drawn), Counter[int]())
+        best = min(best, (sum(abs(found[label] - share * count) for label, count in wanted.items()), drawn), key=_first)
+    return [one for one in samples if _group(one) not in best[1]], [one for one in samples if _group(one) in best[1]]
+
+
+def _first(pair: tuple[float, set[str]]) -> float:
+    return pair[0]
 
 
 def _group(sample: Sample) -> str:

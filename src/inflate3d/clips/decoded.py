@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from inflate3d.atomic import replacing
 from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Rate, open_frames
-from inflate3d.errors import InflateError, check_options, is_count
+from inflate3d.errors import check_options, is_count
 
 MAX_FRAMES = 20_000  # of one video, 13 minutes at 25 fps; longer ones are for `predict`, which streams
 
@@ -64,14 +64,6 @@ def decoded_frames(path: str, how: Decoding) -> Tensor:
             kept.unlink(missing_ok=True)  # of another program, or damaged: it is decoded anew
     stream = open_frames(path, fps=how.fps)
     pictures = [resize_picture(frame.picture, how.short_side) for frame in islice(stream, how.max_frames)]
-    if not pictures:
-        raise InflateError(
-            "the video has no frame",
-            where=path,
-            expected="one frame or more",
-            got="none",
-            fix="copy or download the file again",
-        )
     frames = torch.stack(pictures)
     frames = how.change(frames) if how.change else frames
     if kept is not None:

@@ -25,7 +25,7 @@ from inflate3d.results.two_stream import FlowOptions, MovingFrame, flow_to_input
 T = TypeVar("T")
 Told = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
 
-STEPS_AT_A_TIME = 16  # of a video that is shown as a whole: 128 frames, and 112 around them
+STEPS_AT_A_TIME = 6  # of a video that is shown as a whole: with what lies around them, I3D takes 1.9 GB
 
 
 class TimeSteps(NamedTuple):
@@ -99,9 +99,9 @@ def cut_whole(frames: Iterable[T], num_frames: int, steps: TimeSteps) -> Iterato
     it does there; steps within reach of its ends are left out.
 
     Example:
-        >>> steps = TimeSteps(stride=8, lost=1, around=56)
-        >>> [(piece.start, len(piece.frames), piece.steps) for piece in cut_whole(range(300), 300, steps)]
-        [(0, 196, slice(0, 16, None)), (72, 228, slice(7, 23, None)), (200, 100, slice(7, 12, None))]
+        >>> steps = TimeSteps(stride=8, lost=1, around=48)
+        >>> [(piece.start, len(piece.frames), piece.steps) for piece in cut_whole(range(150), 150, steps)]
+        [(0, 110, slice(0, 6, None)), (0, 150, slice(6, 12, None)), (48, 102, slice(6, 12, None))]
     """
     stream, held, first_held = iter(frames), list[T](), 0
     total = math.ceil(num_frames / steps.stride) - steps.lost

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CHANNELS: dict[StreamName, int] = {"rgb": 3, "flow": FLOW_CHANNELS}
 NO_WEIGHTS = "none"
 FEATURES, LOGITS = "features", "logits"
-# The head pools two steps, of which each sees 49 frames in front of its own 8 and 42 behind them
-I3D_STEPS = TimeSteps(stride=8, lost=1, around=56)
+# The head pools two steps, of which each sees 47 frames in front of its own 8 and 47 behind them, or one less
+I3D_STEPS = TimeSteps(stride=8, lost=1, around=48)
 
 
 class EndpointNetwork:

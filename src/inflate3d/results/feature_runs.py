@@ -278,10 +278,12 @@ def extract_on_ray(
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         arguments = (ray.put(extractor), writer, ray.put(list(todo)))
-        at_a_time = max(min(VIDEOS_AT_A_TIME, len(todo) // workers), 1)
-        blocks = -(-len(todo) // at_a_time)  # a block's rows arrive together
-        numbers = data.range(len(todo), override_num_blocks=blocks)
-        pool = data.ActorPoolStrategy(size=min(workers, blocks))
+        size = min(workers, int(ray.cluster_resources().get("CPU", 1)))  # more would be waited for without end
+        at_a_time = max(min(VIDEOS_AT_A_TIME, len(todo) // size), 1)  # the rows of a block arrive together
+        blocks = -(-len(todo) // at_a_time)
+        # made here: reading them would be a task that waits for a processor which the workers have
+        numbers = data.from_items(list(range(len(todo))), override_num_blocks=blocks)
+        pool = data.ActorPoolStrategy(size=min(size, blocks))
         found = numbers.map_batches(
             _RayWorker, fn_constructor_args=arguments, compute=pool, num_cpus=1, batch_size=at_a_time
         )
@@ -289,15 +291,23 @@ def extract_on_ray(
             for item in found.iter_rows():
                 yield int(item["index"]), json.loads(item["row"])
         except ray.exceptions.RayError as error:
-            raise InflateError(
-                "a worker of Ray has failed; what was done before is whole",
-                where="features --ray",
-                expected="nodes that have inflate3d, see the videos and the folder, and have room",
-                got=str(error).strip().splitlines()[-1],
-                fix="mend what is told, and run the same command again; without --ray the error is told in full",
-            ) from error
+            raise ray_fault(error) from error
 
     return _run(_Plan(extractor, jobs, folder, layout or FeatureLayout(), Shard()), rows, progress)
+
+
+def ray_fault(error: Exception) -> InflateError:
+    """Tell why a worker has failed: in its own words, where it was a mistake that can be mended."""
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, InflateError):
+        return cause
+    return InflateError(
+        "a worker of Ray has failed; what was done before is whole",
+        where="features --ray",
+        expected="nodes that have inflate3d, and see the videos and the folder",
+        got=f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1:]}",
+        fix="mend what is told, and run the same command again: it goes on where it was",
+    )
 
 
 class _RayWorker:
@@ -309,7 +319,7 @@ class _RayWorker:
         self.extractor, self.jobs, self.writer = ray.get(extractor), ray.get(jobs), writer
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        numbers = [int(number) for number in batch["id"]]
+        numbers = [int(number) for number in batch["item"]]
         for index, found in self.extractor.many(self.jobs[number].path for number in numbers):
             row = self.writer.row(self.jobs[numbers[index]], found)
             yield {"index": [numbers[index]], "row": [json.dumps(row)]}

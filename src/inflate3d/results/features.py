@@ -17,7 +17,7 @@ from inflate3d.results.feature_network import CHANNELS, EndpointNetwork
 from inflate3d.results.feature_presets import NUM_CROPS, WHOLE, FeatureOptions, Pool, StreamName, plain
 from inflate3d.results.network import SmallFrame
 from inflate3d.results.predict import KEPT_BYTES
-from inflate3d.results.prediction import Failure, printable
+from inflate3d.results.prediction import Failure, printable, reason_of
 from inflate3d.results.two_stream import FlowOptions, MovingFrame
 from inflate3d.speed.ahead import ahead
 from inflate3d.speed.memory import clips_at_a_time, device_of, give_back_memory, resident_bytes
@@ -45,8 +45,7 @@ class _Video:
     failure: str = ""
 
     def fail(self, error: Exception) -> None:
-        words = str(error) if isinstance(error, InflateError) else f"{type(error).__name__}: {error}"
-        self.failure = self.failure or printable(words)
+        self.failure = self.failure or printable(reason_of(error))
         self.rows.clear()
 
 

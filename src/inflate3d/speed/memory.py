@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 MOST_CLIPS = 16  # at a time; more bring nothing even to small networks
 # glibc, malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MOST_KEPT = 1 << 30  # bytes
 FREE_SHARE = 0.8  # of the free memory of a device; the rest is for what its allocator cannot join
 
@@ -86,6 +86,7 @@ def keep_memory() -> None:
     if libc:
         libc.mallopt(M_MMAP_THRESHOLD, MOST_KEPT)
         libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+        libc.mallopt(M_ARENA_MAX, 1)  # a thread that reads would keep frames that others free, in an arena of its own
 
 
 def resident_bytes() -> int:

@@ -1,6 +1,7 @@
 """The network of a recipe: built, started from weights, frozen in part, and cut behind what is frozen."""
 
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -134,6 +135,8 @@ def prepare(model: nn.Module, recipe: Recipe, num_classes: int) -> nn.Module:
     for layer in model.modules():
         if isinstance(layer, nn.Dropout) and recipe.dropout is not None:
             layer.p = recipe.dropout
+        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats:
+            layer.forward = partial(_scaled, layer)  # type: ignore[method-assign]
     if recipe.checkpointing:
         for block in _blocks(model):
             _recompute(block)
@@ -153,8 +156,19 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _recompute(block: nn.Module) -> None:
-    run = block.forward
-    block.forward = lambda *inputs: checkpoint(run, *inputs, use_reentrant=False)
+    # partial, and no lambda: a copy of the network then has a block of its own
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _scaled(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Do what a batch norm with frozen statistics does, in one pass forwards and one backwards."""
+    assert layer.running_var is not None and layer.running_mean is not None
+    if layer.training or layer.weight.requires_grad:
+        return type(layer).forward(layer, x)
+    scale = layer.weight * (layer.running_var + layer.eps).rsqrt()
+    shift = layer.bias - layer.running_mean * scale
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
 
 
 def frozen_digest(model: nn.Module) -> str:

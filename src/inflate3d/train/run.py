@@ -67,6 +67,27 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class FitOptions:
+    """How a run is carried out; nothing of it changes what comes out, but for the number of devices.
+
+    Attributes:
+        devices: Where it computes.
+        progress: Is told what is done, how many of how many, while features are computed.
+        quiet: No progress bar.
+        clips: Folder that keeps decoded clips for several runs; the recipe's `cache` keeps them in the run's own.
+        features: Folder that keeps what frozen layers give for several runs.
+        callbacks: More of Lightning's.
+    """
+
+    devices: Devices = Devices()
+    progress: Progress = lambda what, done, total: None
+    quiet: bool = False
+    clips: Path | None = None
+    features: Path | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What came out of a run.
 
@@ -146,7 +167,7 @@ def fit(
     *,
     model: nn.Module | None = None,
     resume: bool = False,
-    options: "FitOptions | None" = None,
+    options: FitOptions | None = None,
 ) -> Fitted:
     """Train a network by a recipe, and keep what comes out in a folder.
 
@@ -205,27 +226,6 @@ def fit(
     if trainer.is_global_zero:
         _write_facts(folder, recipe, splits, keep)
     return Fitted(network.eval(), best, tuple(keep.history), dict(unreadable.reasons), time.monotonic() - began)
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How a run is carried out; nothing of it changes what comes out, but for the number of devices.
-
-    Attributes:
-        devices: Where it computes.
-        progress: Is told what is done, how many of how many, while features are computed.
-        quiet: No progress bar.
-        clips: Folder that keeps decoded clips for several runs; the recipe's `cache` keeps them in the run's own.
-        features: Folder that keeps what frozen layers give for several runs.
-        callbacks: More of Lightning's.
-    """
-
-    devices: Devices = Devices()
-    progress: Progress = lambda what, done, total: None
-    quiet: bool = False
-    clips: Path | None = None
-    features: Path | None = None
-    callbacks: tuple[Callback, ...] = ()
 
 
 def _trainer_options(recipe: Recipe, folder: Path, options: FitOptions, callbacks: list[Callback]) -> dict[str, Any]:

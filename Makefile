@@ -1,6 +1,7 @@
 # Every task of the project. `make setup` is quick when nothing changed.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -17,7 +18,7 @@ demo: setup
 	$(BIN)/inflate3d demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,11 @@ import os
 import random
 from pathlib import Path
 
+# Several workers share the processors; torch, NumPy and the processes that tests start read this when they begin.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
+)
+
 import numpy as np
 import pytest
 import torch

@@ -8,12 +8,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from videos import looks_upright, number_in, paint, remux, with_display_matrix, with_late_start, write_video
 
 from inflate3d.clips import video
 from inflate3d.clips.clip import Clip
 from inflate3d.clips.video import open_frames, read_clip
 from inflate3d.errors import InflateError, InflateWarning
+from videos import looks_upright, number_in, paint, remux, with_display_matrix, with_late_start, write_video
 
 
 def numbered(count, height=46, width=72):

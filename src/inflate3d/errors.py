@@ -163,6 +163,17 @@ def check_options(
     )
 
 
+def in_a_line(error: BaseException) -> str:
+    """Tell somebody else's error by its class and the first line of what it says.
+
+    Example:
+        >>> in_a_line(RuntimeError("no room\\nat byte 7")), in_a_line(KeyError())
+        ('RuntimeError: no room', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(line[:200] for line in lines[:1])])
+
+
 def list_faults(faults: Iterable[str], shown: int = 8) -> str:
     """Tell the first faults, and how many more there are.
 

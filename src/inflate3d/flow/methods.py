@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, check_choice, import_extra
+from inflate3d.errors import InflateError, check_choice, import_extra, in_a_line
 from inflate3d.flow.tvl1 import tvl1
 
 MethodName = Literal["tvl1", "tvl1-opencv", "dis", "farneback", "raft", "raft-small"]
@@ -234,7 +234,7 @@ def _read_raft(path: Path) -> dict[str, Tensor]:
             "these weights cannot be read",
             where=str(path),
             expected="a state dict of torchvision's RAFT, written by torch.save",
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            got=in_a_line(error),
             fix="take torchvision's own file",
         ) from error
     return state

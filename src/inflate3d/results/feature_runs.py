@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -370,8 +371,7 @@ def _run(plan: _Plan, rows: Rows, progress: Callable[[FeatureProgress], None] | 
     drafts = plan.folder / f"{DRAFTS}{plan.shard.part}"
     writer = _Writer(plan.folder, plan.layout, drafts, sha256(words.encode()).hexdigest(), words)
     jobs, failures = plan.jobs[plan.shard.number - 1 :: plan.shard.of], list[Failure]()
-    with Manifest(plan.folder, plan.shard) as manifest:
-        shutil.rmtree(drafts, ignore_errors=True)  # of a run that was killed
+    with Manifest(plan.folder, plan.shard) as manifest, _without(drafts):
         known = manifest.done(writer.config, jobs)
         todo = [job for job in jobs if job.name not in known]
         manifest.add({"run": writer.config, "made": json.loads(words), "versions": _versions(), "videos": len(todo)})
@@ -392,8 +392,17 @@ def _run(plan: _Plan, rows: Rows, progress: Callable[[FeatureProgress], None] | 
             estimate.finished(index, failed=failed)
             tell()
         collected = _collected(plan, manifest, writer, jobs)
-        shutil.rmtree(drafts, ignore_errors=True)
     return FeatureRun(len(todo) - len(failures), len(known), tuple(failures), collected)
+
+
+@contextmanager
+def _without(drafts: Path) -> Iterator[None]:
+    """Remove the drafts of a run that was killed, and those of this one however it ends: a full disk needs the room."""
+    shutil.rmtree(drafts, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(drafts, ignore_errors=True)
 
 
 def _collected(plan: _Plan, manifest: Manifest, writer: _Writer, jobs: Sequence[Job]) -> tuple[str, ...]:

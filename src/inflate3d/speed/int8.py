@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError, import_extra
+from inflate3d.errors import InflateError, import_extra, in_a_line
 
 
 class QuantizedModel(nn.Module):
@@ -77,7 +77,7 @@ def quantize_int8(model: nn.Module, clips: Sequence[Tensor]) -> QuantizedModel:
             "the model cannot be quantized",
             where=f"optimize({type(model).__name__})",
             expected="a model that torch.export, OpenVINO and NNCF can take",
-            got=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}",
+            got=in_a_line(error),
             fix='optimize with precision="bf16"',
         ) from error
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from inflate3d.atomic import replacing
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, in_a_line
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.train.network import build_for
 from inflate3d.train.recipe import Recipe
@@ -38,7 +38,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 "the checkpoint cannot be written; the older one is whole",
                 where=str(path),
                 expected="room on the disk",
-                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                got=in_a_line(error),
                 fix="make room, then go on with --resume",
             ) from error
 
@@ -74,7 +74,7 @@ def read_training(path: Path) -> dict[str, Any]:
             "this is no checkpoint of a training run",
             where=str(path),
             expected="a .ckpt that `inflate3d train` has written",
-            got=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}",
+            got=in_a_line(error),
             fix="name best.ckpt or last.ckpt in the folder of a run; other weights: inflate3d.load",
         ) from error
     return found

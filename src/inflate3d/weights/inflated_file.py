@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.atomic import replacing
-from inflate3d.errors import InflateError, is_count, list_faults
+from inflate3d.errors import InflateError, in_a_line, is_count, list_faults
 from inflate3d.inflation.build import build, check_model
 from inflate3d.inflation.channels import with_input_channels
 from inflate3d.inflation.inflated import Inflated, check_inflated
@@ -85,7 +85,7 @@ class InflatedCard:
                 "what the file says about its model cannot be read",
                 where=where,
                 expected=f"JSON with {', '.join(one.name for one in fields(InflatedCard))}, version {VERSION}",
-                got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200],
+                got=in_a_line(error),
                 fix="save the model anew: inflate3d inflate NAME -o FILE",
             ) from error
         return card

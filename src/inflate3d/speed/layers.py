@@ -6,25 +6,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.models.blocks import SameConv3d, SameMaxPool3d, Triple, same_padding, static_padding
+from inflate3d.models.blocks import SameConv3d, SameMaxPool3d, same_padding, static_padding
 
-FRAMES_AT_A_TIME = 4  # whose values and places stay in the processor's cache
+FRAMES_AT_A_TIME = 4  # which stay in the processor's cache
 
 
 class SeparableMaxPool3d(nn.Module):
     """A max pool with SAME padding that takes the largest along one axis after the other.
 
-    For 3x3x3 these are 6 comparisons instead of 26, each over whole slices of memory.
+    For 3x3x3 these are 6 comparisons instead of 26, each over whole slices of memory, within frames a few at a time.
     """
 
     def __init__(self, pool: SameMaxPool3d) -> None:
         super().__init__()
-        self.kernel_size, self.stride = pool.kernel_size, pool.stride
+        self.pool, self.kernel_size, self.stride = pool, pool.kernel_size, pool.stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `[b, c, t, h, w]` to `[b, c, ceil(t/st), ceil(h/sh), ceil(w/sw)]`."""
-        for axis, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True), start=2):
-            x = _largest_along(x, axis, kernel, stride)
+        if isinstance(x.shape[2], torch.SymInt):  # an export for clips of any length
+            return cast(Tensor, self.pool(x))
+        x = _largest_along(x, 2, self.kernel_size[0], self.stride[0])
+        if torch.compiler.is_compiling():  # a compiler joins the axes itself
+            return self._within_frames(x)
+        parts = x.split(FRAMES_AT_A_TIME, 2)
+        if set(self.stride[1:]) != {1} or self.kernel_size[0] == 1:
+            return torch.cat([self._within_frames(frames) for frames in parts], 2)
+        for frames in parts:
+            frames.copy_(self._within_frames(frames))
+        return x
+
+    def _within_frames(self, x: Tensor) -> Tensor:
+        for axis in (3, 4):
+            x = _largest_along(x, axis, self.kernel_size[axis - 2], self.stride[axis - 2])
         return x
 
 
@@ -99,27 +112,6 @@ class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to `[b, out, t, h, w]`."""
         return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
-
-
-class OneDnnConv3d(SameConv3d):
-    """A convolution that oneDNN computes, whatever the size of the clip.
-
-    For a single small clip in float32 torch takes a way of its own, with 27 copies of the input for a 3x3x3 kernel:
-    measured in the layers of I3D, four times as slow. (ATen/native/Convolution.cpp, use_mkldnn)
-    """
-
-    def __init__(self, convolution: SameConv3d) -> None:
-        channels = convolution.in_channels, convolution.out_channels
-        kernel, stride = cast(Triple, convolution.kernel_size), cast(Triple, convolution.stride)
-        with torch.device("meta"):
-            super().__init__(*channels, kernel, stride=stride, bias=False)
-        self.weight, self.bias, self.rule = convolution.weight, convolution.bias, convolution.rule
-
-    def convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-        """Convolve `[b, c, t, h, w]` with as many zeros on either side of each axis."""
-        if torch.compiler.is_compiling():  # other programs know no such operator
-            return super().convolve(x, padding)
-        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
 
 class PairedConv3d(nn.Module):

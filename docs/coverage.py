@@ -37,8 +37,12 @@ from inflate3d.models.sources import example_shape, find_2d_model
 HERE = Path(__file__).parent
 RESULTS = HERE / "coverage.json"
 # By preset: the models, one a line with options of their builders, and the lengths of the clips
-MODELS = {"video": HERE / "coverage_models.txt", "i3d": HERE / "coverage_i3d.txt"}
-LENGTHS = {"video": (1, 5, 8), "i3d": (1, 5, 8, 32)}
+MODELS = {
+    "video": HERE / "coverage_models.txt",
+    "i3d": HERE / "coverage_i3d.txt",
+    "isotropic": HERE / "coverage_isotropic.txt",
+}
+LENGTHS = {"video": (1, 5, 8), "i3d": (1, 5, 8, 32), "isotropic": (1, 5, 32)}
 # Tried first: quick, and no two axes of a clip are equally long
 SMALL_PICTURE = (96, 128)
 SHOWN = 150  # letters of a message
@@ -299,8 +303,8 @@ answers the picture: relative error at most 1e-5, or five times what the 2D mode
 - **Different**: an answer differs. **Broken**: an error that is none of ours.
 
 Weights are random, and no parameter is left a constant. Sizes are the smallest of each file of timm and the default of
-each type of transformers. Pictures are {small} pixels where the model takes them and there are no strides in time, else
-of the model's own size. Made by `make coverage`.
+each type of transformers. Pictures are {small} pixels where the model takes them and there are no strides in time, with
+the preset isotropic squares of 64, 96 or 128, else of the model's own size. Made by `make coverage`.
 
 {summary}
 
@@ -311,6 +315,10 @@ of the model's own size. Made by `make coverage`.
 ## Preset i3d, with strides in time: clips of 1, 5, 8 and 32 frames
 
 {i3d}
+
+## Preset isotropic, with the strides of space: clips of 1, 5 and 32 frames
+
+{isotropic}
 """
 
 

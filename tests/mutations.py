@@ -61,6 +61,24 @@ MUTATIONS = {
         'return kernel - 1 if padding == "causal" else kernel // 2',
         "inflation/test_kernels.py inflation/test_profiles.py",
     ),
+    "what lengthens time begins too early": Mutation(
+        "inflation/adapters.py",
+        "first = around * scale + (kernel - scale) // 2",
+        "first = around * scale",
+        "inflation/test_strides.py",
+    ),
+    "a step stays that begins behind the clip": Mutation(
+        "inflation/outputs.py",
+        "-(-num_frames * steps // ran)",
+        "num_frames * steps // ran + 1",
+        "inflation/test_strides.py",
+    ),
+    "a spacing is even too soon": Mutation(
+        "inflation/strides.py",
+        "return depth < EVEN * min(depth, plane)",
+        "return depth <= EVEN * min(depth, plane)",
+        "inflation/test_isotropic.py",
+    ),
     "a checksum is not turned back": Mutation(
         "weights/tf_bundle.py",
         "(rotated >> 17 | rotated << 15)",

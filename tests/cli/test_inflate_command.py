@@ -32,6 +32,15 @@ def test_a_plan_is_printed_and_written(run, tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["input_shape"] == [3, 17, 17]
 
 
+def test_a_spacing_is_read(run, tmp_path):
+    command = ("plan", "own_nets:tiny", "--size", 17, "--preset", "anisotropic")
+    found = run(*command, "--spacing", "5,0.8,0.8", "--json", tmp_path / "plan.json")
+    assert "preset anisotropic (spacing 5 x 0.8 x 0.8 mm)" in found.output
+    assert json.loads((tmp_path / "plan.json").read_text())["spacing_mm"] == [5, 0.8, 0.8]
+    for wrong in ((), ("--spacing", "5,wide")):
+        assert "how large voxels are" in str(run(*command, *wrong).exception)
+
+
 def test_a_proof_is_printed_and_written(run, tmp_path):
     found = run("prove", "own_nets:tiny", "--size", 11, "--json", tmp_path / "proof.json")
     assert found.exit_code == 0

@@ -163,7 +163,7 @@ def test_json_on_standard_output_is_nothing_but_json(kinetics_weights):
         (["video.mp4", "--report", "-"], "the results have no place of their own"),
         (["video.mp4", "--json", "a", "--csv", "./a"], "--json a, --csv a"),
         (["video.mp4", "--json", "."], "there is a folder of that name"),
-        (["video.mp4", "--model", "i3d-kinetic400"], "did you mean i3d-kinetics400?"),
+        (["video.mp4", "--model", "i3d-kinetic400"], "did you mean i3d-kinetics400"),
         (["video.mp4", "--flow-method", "dis"], "a stream that is not asked for"),
     ],
 )

@@ -43,6 +43,13 @@ def test_one_small_clip_is_convolved_as_by_torch(stride, groups):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_with_gaps_in_memory_is_read_right():
+    x, weight = drawn(1, 3, 5, 6, 7).detach(), drawn(4, 3, 3, 3, 3).detach()
+    bias = torch.arange(8.0)[::2]
+    found = ours(x, weight, bias, ONES, (0, 0, 0), ONES, 1)
+    torch.testing.assert_close(found, F.conv3d(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
 def test_under_autocast_it_is_bfloat16():
     given = drawn(2, 6, 7, 11, 9), drawn(6, 1, 3, 3, 3), drawn(6), ONES, (0, 1, 1), ONES, 6
     with torch.autocast("cpu", torch.bfloat16):

@@ -39,6 +39,22 @@ def test_a_model_stays_as_it_was_and_a_wrong_clip_is_refused():
         estimate_cost(model3d, (4, 4, 64, 64))
 
 
+class DependsOnValues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * float(y.abs().max())
+
+
+def test_what_shapes_cannot_tell_is_told_with_what_to_type():
+    model3d = inflate(DependsOnValues(), example=torch.zeros(1, 3, 11, 13))
+    with pytest.raises(InflateError, match=r"estimate_cost\(model3d, \(3, 16, 11, 13\)\)(.|\n)*measure a run"):
+        estimate_cost(model3d, (3, 4, 11, 13))
+
+
 @pytest.mark.parametrize("channels", [1, 6])
 def test_equal_channels_are_answered_as_in_rgb(channels):
     model2d = Residual().double().eval()

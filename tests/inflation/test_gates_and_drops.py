@@ -163,12 +163,14 @@ def test_gates_and_norms_see_the_clip_or_the_frame_as_the_plan_says(name):
     torch.testing.assert_close(by_clip(moving[:, :, :1]), by_frame(moving[:, :, :1]))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if not preset.attention])
 def test_each_preset_gives_gates_its_context(preset):
     block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))
     model2d = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), block)
-    by_preset = {layer.path: layer.action for layer in make_plan(model2d, preset, example=PICTURE)}
-    context = "clip" if preset in ("video", "i3d", "i3d-3x1x1") else "frame"
+    spacing = (1, 1, 1) if preset == "anisotropic" else None
+    plan = make_plan(model2d, preset, example=PICTURE, spacing_mm=spacing)
+    by_preset = {layer.path: layer.action for layer in plan}
+    context = "clip" if preset in ("video", "i3d", "i3d-3x1x1", "isotropic", "anisotropic") else "frame"
     assert by_preset["1"] == PRESETS[preset].context == context
 
 

@@ -79,7 +79,7 @@ def test_whole_numbers_come_out_per_step():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"padding": "casual"}, r"padding='casual' \(allowed: replicate, zeros, causal, valid\)"),
+        ({"padding": "casual"}, r"padding: replicate, zeros, causal, valid(.|\n)*padding='casual'"),
         ({"time_kernel": 0}, "time_kernel=0"),
         ({"time_stride": -3}, "time_stride=-3"),
     ],
@@ -91,7 +91,7 @@ def test_impossible_rules_are_refused(rule, message):
 
 def test_rules_ask_for_what_a_layer_can_do_only():
     up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3, 2), nn.LPPool2d(2, 2))
-    with pytest.raises(InflateError, match="keeps the length of time"):
+    with pytest.raises(InflateError, match="does not shorten time"):
         make_plan(up, example=PICTURE, rules={"1": Rule(time_stride=2)})
     with pytest.raises(InflateError, match="no adapter knows its type"):
         make_plan(up, example=PICTURE, rules={"2": Rule(time_kernel=3)})

@@ -252,9 +252,9 @@ def test_layers_that_would_lose_something_are_refused(layer, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"time_kernel": 0}, "time_kernel counts frames"),
-        ({"time_kernel": 2.5}, "time_kernel counts frames"),
-        ({"time_kernel": 3, "time_stride": 0}, "time_stride counts frames"),
+        ({"time_kernel": 0}, "time_kernel is no number of frames"),
+        ({"time_kernel": 2.5}, "time_kernel is no number of frames"),
+        ({"time_kernel": 3, "time_stride": 0}, "time_stride is no number of frames"),
         ({"time_kernel": 3, "time_padding": "same"}, "no such padding in time\n.*replicate, zeros, causal, valid"),
         ({"time_kernel": 3, "profile": "middle"}, "no profile of this name"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from inflate3d import Insert, Rule, inflate, prove
-from inflate3d.inflation import adapters, inserts
+from inflate3d.inflation import adapters, inserted
 from inflate3d.inflation.motion import frames_seen, look
 
 PICTURE = torch.zeros(1, 3, 37, 45)
@@ -182,7 +182,7 @@ def test_one_mirrored_kernel_among_many_is_seen(monkeypatch):
 def test_pools_over_time_that_look_elsewhere_fail(monkeypatch, how):
     planning = {"inserts": [Insert("pool", "time_pool")]}
     assert all(sights(Residual(), **planning).values())
-    spoil(monkeypatch, inserts.TimePool, how)
+    spoil(monkeypatch, inserted.TimePool, how)
     assert not all(sights(Residual(), **planning).values())
 
 

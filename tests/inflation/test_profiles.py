@@ -137,9 +137,9 @@ def test_what_is_no_profile_is_refused(profile, message):
 
 @pytest.mark.parametrize("wrong", [0, -3, 3.0, True, "3", None])
 def test_kernels_and_strides_count_frames(wrong):
-    with pytest.raises(InflateError, match="time_kernel counts frames"):
+    with pytest.raises(InflateError, match="time_kernel is no number of frames"):
         profile_taps("mean", wrong)
-    with pytest.raises(InflateError, match="stride counts frames"):
+    with pytest.raises(InflateError, match="stride is no number of frames"):
         phase_taps("mean", 3, wrong)
 
 

@@ -212,3 +212,17 @@ def test_pretrained_weights_of_timm_are_asked_for_and_may_be_missing(monkeypatch
 def test_a_module_that_does_not_import_says_so_itself(own_module):
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         find_2d_model("my_broken_nets:tiny")
+
+
+def test_the_first_stride_is_changed_and_the_weights_are_not():
+    torch.manual_seed(1)
+    plain = find_2d_model("timm/test_resnet")
+    torch.manual_seed(1)
+    fine = find_2d_model("timm/test_resnet", first_stride=1)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, fine.state_dict()[name])
+    picture = torch.zeros(1, 3, 64, 96)
+    assert fine.forward_features(picture).shape[2:] == tuple(2 * n for n in plain.forward_features(picture).shape[2:])
+    for name, stride in (("timm/test_vit", 1), ("timm/test_resnet", 0), ("timm/test_resnet", 99)):
+        with pytest.raises(InflateError, match="the first convolution cannot be given this stride"):
+            find_2d_model(name, first_stride=stride)

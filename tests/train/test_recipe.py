@@ -139,7 +139,8 @@ def test_freezing_up_to_a_layer():
 
 
 def test_groups_of_parameters():
-    groups = parameter_groups(tiny_model(), recipe(head_lr=10.0, lr=0.1, weight_decay=0.3), 3)
+    model = tiny_model()
+    groups = parameter_groups(model, recipe(head_lr=10.0, lr=0.1, weight_decay=0.3), head_of(model, 3)[1])
     facts = sorted((group["lr"], group["weight_decay"], len(group["params"])) for group in groups)
     assert facts == [(0.1, 0.0, 5), (0.1, 0.3, 2), (1.0, 0.0, 1), (1.0, 0.3, 1)]
 

@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 
 from inflate3d.errors import InflateError
+from inflate3d.models.ct import CT_NAME
 from inflate3d.models.zoo import MODELS
 from inflate3d.weights.catalogue import CATALOGUE, DEMO_CLIP, LABEL_SETS, find_entry, read_labels
 
@@ -24,16 +25,18 @@ PLACES = {
 def test_entries_are_complete(entry):
     card = entry.card
     assert CATALOGUE[card.name] is entry
-    assert card.architecture in MODELS
-    assert len(read_labels(card.label_set)) == card.num_classes
-    assert card.source_sha256 == entry.file.member_sha256
+    assert card.architecture in (*MODELS, CT_NAME)
+    assert card.label_set is None or len(read_labels(card.label_set)) == card.num_classes
+    assert entry.more or card.source_sha256 == entry.file.member_sha256
     assert card.inflate3d_version == version("inflate3d")
     assert re.fullmatch("[0-9a-f]{64}", card.tensors_sha256)
     assert all([card.license, card.repackaged_under, card.source, card.reported_accuracy, card.accuracy_protocol])
 
 
 @pytest.mark.parametrize(
-    "file", [DEMO_CLIP, *(entry.file for entry in CATALOGUE.values())], ids=lambda f: f.archive_name
+    "file",
+    [DEMO_CLIP, *(file for entry in CATALOGUE.values() for file in (entry.file, *entry.more))],
+    ids=lambda f: f.archive_name,
 )
 def test_files_are_pinned(file):
     name, version = file.requirement.split("==")

@@ -124,6 +124,8 @@ def test_code_of_a_stranger_is_not_run(tmp_path, monkeypatch):
         {"num_classes": 10**12},
         {"num_classes": {}},
         {"img_size": [1] * 9},
+        {"decoder_channels": [10**5] * 4},
+        {"decoder_channels": [16] * 7},
     ],
 )
 def test_options_that_open_files_or_fill_memory_are_refused(file, options):

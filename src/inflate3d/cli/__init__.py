@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from inflate3d import __version__
-from inflate3d.cli import features, flow, fvd, inflate, predict, train, weights
+from inflate3d.cli import export, features, flow, fvd, inflate, predict, train, weights
 from inflate3d.errors import InflateError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.command("fvd")(fvd.fvd)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("inflate")(inflate.inflate)
+app.command("export")(export.export)
 app.command("plan")(inflate.plan)
 app.command("prove")(inflate.prove)
 app.command("models")(weights.models)

@@ -12,8 +12,14 @@ Name = Annotated[
     str,
     typer.Argument(help="timm/NAME, torchvision/NAME, hf/TYPE, smp/DECODER-ENCODER, or module:function of your own."),
 ]
-Preset = Annotated[str, typer.Option(help="video, i3d, i3d-3x1x1, causal, frames or tsm.")]
-Profile = Annotated[str, typer.Option(help="mean, center, negative, lambda=NUMBER, shift or random.")]
+Preset = Annotated[
+    str, typer.Option(help="video, i3d, i3d-3x1x1, isotropic, anisotropic, causal, frames, tsm, joint or divided.")
+]
+Profile = Annotated[str, typer.Option(help="mean, center, negative, lambda=NUMBER, shift, random or acs.")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(metavar="D,H,W", help="Millimeters between voxels in depth, height and width, for anisotropic."),
+]
 Size = Annotated[
     int | None, typer.Option(min=1, help="Pixels of a side of the picture; by default what the model wants.")
 ]
@@ -23,6 +29,7 @@ def plan(
     name: Name,
     preset: Preset = "video",
     profile: Profile = "mean",
+    spacing: Spacing = None,
     size: Size = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan as JSON.")] = None,
 ) -> None:
@@ -32,8 +39,8 @@ def plan(
 
     if json:
         check_writable(json)
-    model2d, example = _model_and_example(name, size)
-    decided = make_plan(model2d, preset, example=example, profile=profile)
+    model2d, example = model_and_example(name, size)
+    decided = make_plan(model2d, preset, example=example, profile=profile, spacing_mm=_millimeters(spacing))
     typer.echo(str(decided))
     if json:
         write_text(json, decided.to_json())
@@ -48,6 +55,7 @@ def inflate(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.safetensors", help="Where the model goes.")],
     preset: Preset = "video",
     profile: Profile = "mean",
+    spacing: Spacing = None,
     size: Size = None,
 ) -> None:
     """Inflate a 2D model into a file with weights and plan; inflate3d.load(FILE) builds it again."""
@@ -57,8 +65,8 @@ def inflate(
     from inflate3d.weights.inflated_file import save_inflated
 
     check_writable(output)
-    model2d, example = _model_and_example(name, size, weights)
-    model3d = build(model2d, preset, example=example, profile=profile)
+    model2d, example = model_and_example(name, size, weights)
+    model3d = build(model2d, preset, example=example, profile=profile, spacing_mm=_millimeters(spacing))
     told = "random" if weights == NO_WEIGHTS else weights
     card = save_inflated(model3d, output, name, weights=told)
     through = sum(layer.looks_through_time for layer in card.plan.steps)
@@ -70,6 +78,7 @@ def prove(
     name: Name,
     preset: Preset = "video",
     profile: Profile = "mean",
+    spacing: Spacing = None,
     size: Size = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the certificate as JSON.")] = None,
 ) -> None:
@@ -80,8 +89,9 @@ def prove(
 
     if json:
         check_writable(json)
-    model2d, example = _model_and_example(name, size)
-    proof = test_laws(model2d, inflate(model2d, preset, example=example, profile=profile), example=example)
+    model2d, example = model_and_example(name, size)
+    model3d = inflate(model2d, preset, example=example, profile=profile, spacing_mm=_millimeters(spacing))
+    proof = test_laws(model2d, model3d, example=example)
     typer.echo(str(proof))
     if json:
         write_text(json, proof.to_json())
@@ -89,7 +99,13 @@ def prove(
         raise typer.Exit(1)
 
 
-def _model_and_example(name: str, size: int | None, weights: str = "none") -> "tuple[nn.Module, Tensor]":
+def _millimeters(spacing: str | None) -> tuple[float, float, float] | None:
+    from inflate3d.inflation.strides import check_spacing
+
+    return None if spacing is None else check_spacing(spacing)
+
+
+def model_and_example(name: str, size: int | None, weights: str = "none") -> "tuple[nn.Module, Tensor]":
     """Find a 2D model with its weights, and make a picture of the size it wants."""
     import torch
 

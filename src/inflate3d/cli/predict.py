@@ -1,4 +1,4 @@
-"""`inflate3d predict` and `inflate3d demo`: the actions in videos, as tables, JSON, CSV and a page."""
+"""`inflate3d predict` and `inflate3d demo`: the actions in videos, as tables, JSON, CSV and a page; or scans."""
 
 import itertools
 import warnings
@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import check_writable, write_text
+from inflate3d.cli import volumes
 from inflate3d.errors import InflateError, InflateWarning, check_choice
 
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
+    from torch import nn
 
     from inflate3d.clips.video import Rate, Source
     from inflate3d.results.network import PredictOptions
@@ -37,6 +39,13 @@ class Outputs(NamedTuple):
     json: Path | None = None
     csv: Path | None = None
     report: Path | None = None
+
+
+class ChosenModel(NamedTuple):
+    """The network of the pictures, and what runs it."""
+
+    name: str
+    backend: str = "torch"
 
 
 class FlowStream(NamedTuple):
@@ -64,8 +73,18 @@ OF_FLOW = {
 
 
 def predict(
-    paths: Annotated[list[str], typer.Argument(help="Videos, folders, globs; a folder of pictures is one video.")],
-    model: Annotated[str, typer.Option(help="Name or .safetensors file of the network.")] = "i3d-kinetics400",
+    ctx: typer.Context,
+    paths: Annotated[list[str], typer.Argument(help="Videos or scans, folders, globs; a folder of pictures is one.")],
+    model: Annotated[
+        str, typer.Option(help="Name or .safetensors file of the network, or a file that `inflate3d export` wrote.")
+    ] = "i3d-kinetics400",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What runs the network: torch; onnx (ONNX Runtime) or openvino, for which it is exported once, into "
+            "the cache. A file of `inflate3d export` runs as its ending says."
+        ),
+    ] = "torch",
     fps: Annotated[str, typer.Option(help="Frames per second to take, or `native` for all.")] = "25",
     num_frames: Annotated[int | None, typer.Option(help="Stop after so many frames of each video.")] = None,
     window: Annotated[
@@ -111,10 +130,20 @@ def predict(
             "repays its minute after a thousand windows or so.",
         ),
     ] = None,
+    out: volumes.OutOption = Path("volumes"),
+    overlap: volumes.OverlapOption = 0.5,
+    spacing: volumes.SpacingOption = None,
+    fill: volumes.FillOption = None,
+    part: volumes.PartOption = None,
 ) -> None:
-    """Name the actions in videos: the likeliest classes of each, and a timeline of longer ones."""
+    """Name the actions in videos, with a timeline of longer ones; or segment or classify CT and MR scans."""
     from inflate3d.results.network import PredictOptions
 
+    if volumes.is_asked(ctx, model):
+        how = volumes.options_of(overlap, batch_size, spacing, fill, part)
+        if volumes.show_volumes(paths, model, how, outputs=volumes.VolumeOutputs(out, json, top)):
+            raise typer.Exit(1)
+        return
     options = PredictOptions(
         fps=frame_rate(fps),
         num_frames=num_frames,
@@ -130,7 +159,8 @@ def predict(
     flow = FlowStream(
         stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled is not False
     )
-    if show_predictions(paths, model, options, top=top, outputs=Outputs(json, csv, report), flow=flow):
+    outputs = Outputs(json, csv, report)
+    if show_predictions(paths, ChosenModel(model, backend), options, top=top, outputs=outputs, flow=flow):
         raise typer.Exit(1)
 
 
@@ -145,14 +175,14 @@ def demo(
     fetch(DEMO_MODEL, report=console.print)
     clip = fetch_demo_clip(report=console.print)
     options = PredictOptions(stride=16, key_frames=True)
-    if show_predictions([str(clip)], DEMO_MODEL, options, top=5, outputs=Outputs(report=report)):
+    if show_predictions([str(clip)], ChosenModel(DEMO_MODEL), options, top=5, outputs=Outputs(report=report)):
         raise typer.Exit(1)
     console.print(f"The page: {report}")
 
 
 def show_predictions(
     paths: list[str],
-    model: str,
+    model: ChosenModel,
     options: "PredictOptions",
     *,
     top: int,
@@ -168,6 +198,7 @@ def show_predictions(
     flow = flow or FlowStream()
     _check_outputs(outputs)
     _check_stream(flow)
+    _check_backend(model, options, flow)
     videos = find_videos(paths)
     with warnings_on(console):
         networks, predict_all = _predictor(model, options, flow, videos)
@@ -187,19 +218,19 @@ def show_predictions(
     finally:
         if failures:
             console.print(failures_table(failures))
-        _write(done, failures, outputs, settings=_settings(model, options, flow, networks), top=top)
+        _write(done, failures, outputs, settings=_settings(model.name, options, flow, networks), top=top)
     return failures
 
 
 def _predictor(
-    model: str, options: "PredictOptions", flow: FlowStream, videos: "Sequence[Source]"
+    model: ChosenModel, options: "PredictOptions", flow: FlowStream, videos: "Sequence[Source]"
 ) -> "tuple[list[Optimized], Answering]":
     """Load what is needed before a video is read; give the networks and what predicts all videos."""
     from inflate3d.results.predict import optimize_for, predict_many
     from inflate3d.weights.load import load
 
     if flow.stream == "rgb":
-        network = optimize_for(load(model), videos, options)
+        network = optimize_for(_network(model), videos, options)
         options = replace(options, precision=network.precision)  # float32, where nothing else is right
         return [network], lambda progress: predict_many(network, videos, options, progress=progress)
     from inflate3d.flow.methods import find_method
@@ -208,11 +239,28 @@ def _predictor(
 
     solve = None if flow.stored else find_method(flow.method, compiled=flow.compiled, weights=flow.weights)  # type: ignore[arg-type]  # checked there
     how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
-    loaded = Streams(load(str(flow.flow_model)), load(model) if flow.stream == "both" else None)
+    loaded = Streams(load(str(flow.flow_model)), load(model.name) if flow.stream == "both" else None)
     streams = optimize_streams(loaded, options)
     networks = [network for network in streams if isinstance(network, Optimized)]
     options = replace(options, precision=networks[0].precision)
     return networks, lambda progress: predict_streams_many(streams, videos, options, flow=how, progress=progress)
+
+
+def _network(model: ChosenModel) -> "nn.Module":
+    """Load the network, or its export: the file that was named, or one in the cache that is made the first time."""
+    from inflate3d.speed.exported import backend_of, load_exported
+    from inflate3d.weights.catalogue import CATALOGUE
+    from inflate3d.weights.fetch import fetched_path
+    from inflate3d.weights.load import load
+
+    if backend_of(model.name):
+        return load_exported(model.name)
+    if model.backend == "torch":
+        return load(model.name)
+    from inflate3d.speed.export import export_to_cache  # with torchvision and timm
+
+    path = fetched_path(model.name) if model.name in CATALOGUE else Path(model.name)
+    return export_to_cache(path, model.name, backend=model.backend, load=lambda: load(model.name))  # type: ignore[arg-type]  # _check_backend
 
 
 def _answers(predict_all: "Answering", count: int, console: Console) -> "Generator[VideoPrediction | Failure]":
@@ -262,6 +310,34 @@ def _check_stream(flow: FlowStream) -> None:
             got=f"--stream {flow.stream} without --flow-model",
             fix="inflate3d weights convert flow_imagenet.pt i3d-flow.safetensors --labels kinetics-400, then "
             f"--stream {flow.stream} --flow-model i3d-flow.safetensors",
+        )
+
+
+def _check_backend(model: ChosenModel, options: "PredictOptions", flow: FlowStream) -> None:
+    """Refuse what no exported network can do."""
+    from inflate3d.speed.exported import SUFFIXES, backend_of
+
+    where = "inflate3d predict --backend"
+    check_choice(model.backend, SUFFIXES, what="backend", where=where)
+    by_ending = backend_of(model.name)
+    if by_ending is None and model.backend == "torch":
+        return
+    faults = {
+        "--precision fp32": f"--precision {options.precision}" if options.precision != "fp32" else "",
+        "no --compile": "--compile" if options.compiled else "",
+        "--stream rgb": f"--stream {flow.stream}" if flow.stream != "rgb" else "",
+        f"--backend {by_ending}, or none": f"--backend {model.backend} for {model.name}"
+        if by_ending and model.backend not in ("torch", by_ending)
+        else "",
+    }
+    wrong = {expected: got for expected, got in faults.items() if got}
+    if wrong:
+        raise InflateError(
+            "an exported network does not know these options",
+            where=where,
+            expected="; ".join(wrong),
+            got="; ".join(wrong.values()),
+            fix="leave them out, or --backend torch with the name of the network",
         )
 
 

@@ -1,4 +1,4 @@
-"""`inflate3d train` and `inflate3d evaluate`: a recipe and a list of videos to a network and a page about it."""
+"""`inflate3d train` and `inflate3d evaluate`: a recipe and a list of videos, or scans, to a network and its scores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from inflate3d.clips.dataset import Listing, Sample
     from inflate3d.results.answering import Answers, EvaluateOptions
     from inflate3d.results.evaluate import Evaluation
+    from inflate3d.train.recipe import VolumeRecipe
+    from inflate3d.train.run import Devices, Fitted
+    from inflate3d.train.volume_data import VolumeSplits
 
 DataOption = Annotated[
     Path,
@@ -39,7 +42,10 @@ ValShareOption = Annotated[float, typer.Option(help="Part of the training held o
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(help="finetune-small, linear-probe, paper-kinetics, paper-ucf101, flow or charades."),
+        typer.Argument(
+            help="finetune-small, linear-probe, paper-kinetics, paper-ucf101, flow, charades; for scans volume-segment "
+            "and volume-classify."
+        ),
     ],
     data: DataOption,
     settings: Annotated[
@@ -58,11 +64,11 @@ def train(
     nodes: Annotated[int, typer.Option(help="Machines, under torchrun.")] = 1,
     strategy: Annotated[str, typer.Option(help="auto, ddp, fsdp, or another of Lightning's.")] = "auto",
 ) -> None:
-    """Train a network, then show it the test videos and write a page about it."""
+    """Train a network, then show it the test videos or scans and write what it is worth."""
     import_extra("lightning", "train", where="inflate3d train")
     import_extra("torchmetrics", "train", where="inflate3d train")
     from inflate3d.clips.dataset import make_splits
-    from inflate3d.train.recipe import with_settings
+    from inflate3d.train.recipe import Recipe, VolumeRecipe, with_settings
     from inflate3d.train.recipes import find_recipe
     from inflate3d.train.run import Devices, FitOptions, fit
     from inflate3d.weights.catalogue import CATALOGUE
@@ -74,18 +80,108 @@ def train(
         check_choice(devices, map(str, range(1, 65)), what="number of devices", where="--devices", expected="1 to 64")
     if fetch and chosen.init in CATALOGUE:
         fetch_weights(chosen.init, report=console.print)
+    where = replace(Devices(), nodes=nodes, strategy=strategy)
+    where = where if devices == "auto" else replace(where, count=int(devices))
+    if isinstance(chosen, VolumeRecipe):
+        idle = {"--root": root, "--only": only, "--number": number != 1, "--fetch": fetch}
+        if any(idle.values()):
+            raise InflateError(
+                "there are options for another kind of recipe",
+                where=f"inflate3d train {recipe}",
+                expected="--data, --set, --out, --fold, --labels, --val-share, --resume and those of devices",
+                got=", ".join(name for name, value in idle.items() if value),
+                fix="leave them out; init=FILE names weights to start from",
+            )
+        names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+        _train_volumes(chosen, data, out, console, resume=resume, where=where, cut=(fold, val_share, names))
+        return
+    assert isinstance(chosen, Recipe)
     with warnings_on(console):
         splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
         counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
         console.print(f"{len(splits.class_names)} classes; {counts}", markup=False, highlight=False)
-        where = replace(Devices(), nodes=nodes, strategy=strategy)
-        where = where if devices == "auto" else replace(where, count=int(devices))
         with _told(console) as tell:
             fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
         console.print(f"{fitted.seconds:.0f} s; the network: {fitted.checkpoint}", markup=False, highlight=False)
         if splits.test:
             answers = _answers(fitted.checkpoint, splits.test, console, precision=chosen.precision)
             _show(answers, splits.train, console, out, history=fitted.history)
+
+
+def _train_volumes(
+    recipe: "VolumeRecipe",
+    data: Path,
+    out: Path,
+    console: Console,
+    *,
+    resume: bool,
+    where: "Devices",
+    cut: tuple[int | None, float, list[str]],
+) -> None:
+    """Train on scans, and tell how good the network is on the test."""
+    from inflate3d.train.run import FitOptions
+    from inflate3d.train.volume_data import read_volume_splits
+    from inflate3d.train.volumes import MODEL, fit_volumes
+
+    fold, val_share, names = cut
+    with warnings_on(console):
+        found = read_volume_splits(
+            data, recipe.task, fold=fold, val_share=val_share, seed=recipe.seed, class_names=names
+        )
+        splits = found.splits
+        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
+        console.print(f"{', '.join(splits.class_names)}; {counts}", markup=False, highlight=False)
+        fitted = fit_volumes(recipe, found, out, resume=resume, options=FitOptions(where))
+        console.print(f"{fitted.seconds:.0f} s; the network: {out / MODEL}", markup=False, highlight=False)
+        if splits.test:
+            facts = {"weights": str(out / MODEL), "recipe": recipe.name, "network": recipe.network}
+            show = _show_classified if recipe.task == "classes" else _show_masks
+            show(fitted, found, console, out, {**facts, "overlap": str(recipe.overlap)})
+
+
+def _show_classified(
+    fitted: "Fitted", data: "VolumeSplits", console: Console, out: Path, facts: dict[str, str]
+) -> None:
+    from inflate3d.results.volume_scores import answer_scans, auc
+    from inflate3d.train.volume_data import load_scan
+
+    with _told(console) as tell:
+        answers = answer_scans(
+            fitted.model, data.splits.test, load_scan, progress=lambda done, of: tell("test", done, of)
+        )
+    found = _show(
+        replace(answers, settings={**facts, **answers.settings}),
+        data.splits.train,
+        console,
+        out,
+        history=fitted.history,
+    )
+    if len(found.per_class) == answers.logits.shape[1] == 2:
+        console.print(f"AUC {auc(answers)}", highlight=False)
+
+
+def _show_masks(fitted: "Fitted", data: "VolumeSplits", console: Console, out: Path, facts: dict[str, str]) -> None:
+    from rich.table import Table
+
+    from inflate3d.results.volume_scores import score_masks
+    from inflate3d.results.volumes import VolumeOptions
+    from inflate3d.train.volume_data import load_mask, load_scan
+
+    with _told(console) as tell:
+        masks = score_masks(
+            fitted.model,
+            [sample.path for sample in data.splits.test],
+            lambda path: (load_scan(path), load_mask(data.masks[path])),
+            options=VolumeOptions(float(facts["overlap"])),
+            progress=lambda done, of: tell("test", done, of),
+        )
+    table = Table("part", "Dice", "95 % interval", box=None, pad_edge=False)
+    for name, score in masks.scores().items():
+        table.add_row(name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+    console.print(table)
+    for failure in masks.failures:
+        console.print(f"not read: {failure.source}", markup=False, highlight=False)
+    write_text(out / "evaluation.json", replace(masks, settings={**facts, **masks.settings}).to_json())
 
 
 def evaluate(

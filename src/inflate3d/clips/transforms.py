@@ -1,7 +1,7 @@
 """Frames to network input: resize the short side, crop, change the range of values."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from inflate3d.axes import frames_to_clip
 from inflate3d.clips.clip import Clip, ClipSpec
 from inflate3d.errors import InflateError, check_choice, is_pair
 
@@ -152,6 +151,14 @@ def crops(frames: Tensor, size: int, kind: CropKind = "center") -> dict[str, Ten
         ['left', 'center', 'right']
     """
     height, width = frames.shape[-2:]
+    cut = {
+        place: frames[..., place.top : place.top + size, place.left : place.left + size]
+        for place in _places(height, width, size, kind)
+    }
+    return {place.name: crop.flip(-1) if place.flipped else crop for place, crop in cut.items()}
+
+
+def _places(height: int, width: int, size: int, kind: CropKind) -> list[Place]:
     check_choice(kind, CROPS, what="crop", where="crops")
     if min(height, width) < size:
         raise InflateError(
@@ -161,9 +168,7 @@ def crops(frames: Tensor, size: int, kind: CropKind = "center") -> dict[str, Ten
             got=f"{width}x{height} pixels",
             fix=f"resize first: resize_short_side(frames, {size}) or more",
         )
-    places = CROPS[kind](height - size, width - size)
-    cut = {place: frames[..., place.top : place.top + size, place.left : place.left + size] for place in places}
-    return {place.name: crop.flip(-1) if place.flipped else crop for place, crop in cut.items()}
+    return CROPS[kind](height - size, width - size)
 
 
 def check_range(data: Tensor, value_range: tuple[float, float], *, where: str = "check_range") -> None:
@@ -290,7 +295,42 @@ def frames_to_input(
             got=", ".join(sorted(str(list(shape)) for shape in shapes)) or "no frames",
             fix="pass Frame.picture of each frame, or a stack [t, h, w, 3]",
         )
-    resized = torch.stack([resize_picture(picture, spec.short_side) for picture in pictures]).permute(0, 3, 1, 2)
-    views = crops(resized, spec.crop, kind)
-    batch = torch.cat(list(views.values())).contiguous(memory_format=torch.channels_last)
-    return frames_to_clip(to_range(batch, spec.value_range), num_clips=len(views))
+    small = [resize_picture(picture, spec.short_side) for picture in pictures]
+    places = _places(small[0].shape[0], small[0].shape[1], spec.crop, kind)
+    batch = torch.empty(len(places), len(small), spec.crop, spec.crop, 3)
+    for view, place in zip(batch, places, strict=True):
+        _show(small, place, spec, view)
+    return batch.permute(0, 4, 1, 2, 3)
+
+
+def input_views(pictures: Sequence[Tensor], spec: ClipSpec, kind: CropKind = "center") -> Iterator[Tensor]:
+    """Make network input one view at a time, as `frames_to_input` makes them together; only that one takes memory.
+
+    Args:
+        pictures: Of one clip, `[h, w, 3]` uint8, in the size that the network wants.
+        spec: What the network wants; its `crop` and `value_range` are used.
+        kind: A key of `CROPS`.
+
+    Returns:
+        Views `[3, t, crop, crop]` float32, channels-last in memory, in the order of their names.
+
+    Raises:
+        InflateError: A crop larger than the pictures.
+
+    Example:
+        >>> spec = ClipSpec(fps=25, num_frames=5, min_frames=1, short_side=32, crop=28, value_range=(-1, 1))
+        >>> [list(view.shape) for view in input_views([torch.zeros(32, 47, 3, dtype=torch.uint8)] * 5, spec, "three")]
+        [[3, 5, 28, 28], [3, 5, 28, 28], [3, 5, 28, 28]]
+    """
+    for place in _places(pictures[0].shape[0], pictures[0].shape[1], spec.crop, kind):
+        view = torch.empty(len(pictures), spec.crop, spec.crop, 3)
+        _show(pictures, place, spec, view)
+        yield view.permute(3, 0, 1, 2)
+
+
+def _show(pictures: Sequence[Tensor], place: Place, spec: ClipSpec, out: Tensor) -> None:
+    """Write a crop of each picture to `[t, h, w, 3]`; a clip at a time would go through memory five times."""
+    _, top, left, flipped = place
+    for picture, there in zip(pictures, out, strict=True):
+        crop = picture[top : top + spec.crop, left : left + spec.crop]
+        there.copy_(to_range(crop.flip(1) if flipped else crop, spec.value_range))

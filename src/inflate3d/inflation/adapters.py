@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from inflate3d.axes import clip_to_frames, frames_to_clip
+from inflate3d.inflation.convolution import Geometry, convolve
 from inflate3d.inflation.fold import Fold, Folded
 from inflate3d.inflation.kernels import deflate_weight, inflate_weight, spread_weight
 from inflate3d.inflation.padding import TimePadding, pad_for, pad_space, pad_time, present_tap, sides_of
 from inflate3d.inflation.plan import LayerPlan
-from inflate3d.inflation.profiles import is_random, profile_taps
+from inflate3d.inflation.profiles import around_present, is_random, phase_taps, profile_taps
 
-Kind = Literal["conv", "transposed", "pool", "gate", "drop"]
+Kind = Literal["conv", "transposed", "pool", "resize", "gate", "drop", "attention"]
 Adapter = TypeVar("Adapter", bound=type["Adapted"])
 
 
@@ -86,7 +87,8 @@ def adapter_for(layer: nn.Module) -> type[Adapted] | None:
 
     type2d = type(layer)
     if any(above.__module__.startswith("timm.") for above in type2d.__mro__):
-        import inflate3d.inflation.adapters_packages  # noqa: F401, PLC0415 - registers; a second of import for users of timm
+        import inflate3d.inflation.adapters_packages  # noqa: PLC0415 - registers; a second of import for users of timm
+        import inflate3d.inflation.attention_timm  # noqa: F401, PLC0415
     adapter = ADAPTERS.get(type2d) or derived_adapter(type2d)
     convolution = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(layer, Adapted)
     if convolution and (adapter is None or "weight" not in layer._parameters):
@@ -211,12 +213,13 @@ class InflatedConv2d(Adapted, nn.Conv2d):
         clip = frames_to_clip(frames, num_clips)
         clip = pad_for(clip, plan.time_kernel, stride=plan.time_stride, padding=plan.padding)
         stride, dilation = (plan.time_stride, *self.stride), (1, *self.dilation)
-        return F.conv3d(clip, self.kernel_in_use(), self.bias, stride, (0, top, left), dilation, self.groups)
+        geometry = Geometry(stride, (0, top, left), dilation, self.groups)
+        return convolve(clip, self.kernel_in_use(), self.bias, geometry=geometry)
 
 
 @adapts(nn.ConvTranspose2d)
 class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
-    """A transposed convolution whose weight is `[in, out, t, h, w]`; time keeps its length."""
+    """A transposed convolution whose weight is `[in, out, t, h, w]`; time keeps its length, or becomes longer."""
 
     kind = "transposed"
 
@@ -224,13 +227,23 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
         """Lay the 2D weight `[in, out, h, w]` out in time; the taps of a transposed convolution run backwards."""
         if is_random(self.plan.profile):
             return super().inflated_weight()
-        kernel, present = self.plan.time_kernel, present_tap(self.plan.time_kernel, self.plan.padding)
-        taps = profile_taps(self.plan.profile, kernel, center=present, channels=self.in_channels).flip(-1)
+        kernel, profile, scale = self.plan.time_kernel, self.plan.profile, self.plan.time_scale
+        if scale == 1:
+            present = present_tap(kernel, self.plan.padding)
+            taps = profile_taps(profile, kernel, center=present, channels=self.in_channels).flip(-1)
+        elif isinstance(profile, str):
+            taps = phase_taps(profile, kernel, scale, channels=self.in_channels)
+        else:
+            taps = torch.tensor(profile, dtype=torch.float64)
         return spread_weight(self.weight, taps if taps.ndim == 1 else taps[:, None])
 
     def lay_out(self, taps: Tensor) -> None:
-        """The same, turned round."""
-        super().lay_out(taps.flip(0))
+        """The same, turned round, and by phases."""
+        super().lay_out(around_present(taps, self.plan.time_scale))
+
+    def deflated_weight(self) -> Tensor:
+        """Give the 2D weight; the taps of each phase sum to one, and all together to the number of phases."""
+        return super().deflated_weight() / self.plan.time_scale
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Run on frames `[n, c, h, w]` or a clip `[b, c, t, h, w]`; of a wanted size height and width count."""
@@ -246,20 +259,24 @@ class InflatedConvTranspose2d(InflatedConv2d, nn.ConvTranspose2d):
         return answer if x.ndim == 5 else self.refold(answer)
 
     def convolve(self, x: Tensor, space: tuple[int, ...]) -> Tensor:
-        """Convolve transposed in space; in time it is a convolution with the taps turned round.
+        """Convolve transposed in space; in time too where it becomes longer, else with the taps turned round.
 
         Args:
             x: `[b, c, t, h, w]`.
             space: Rows and columns added below and to the right.
         """
-        kernel, padding, groups = self.plan.time_kernel, self.plan.padding, self.groups
+        kernel, padding, groups, scale = self.plan.time_kernel, self.plan.padding, self.groups, self.plan.time_scale
         if self.plan.action == "shift":
             x = shift_channels(x, padding)
-        clip = pad_for(x, kernel, padding=padding)
-        stride, dilation = (1, *self.stride), (1, *self.dilation)
+        around = -(-kernel // scale)  # frames at both ends, so that no phase misses taps
+        clip = pad_for(x, kernel, padding=padding) if scale == 1 else pad_time(x, around, around, padding=padding)
+        stride, dilation = (scale, *self.stride), (1, *self.dilation)
         weight = self.weight if self.weight.ndim == 5 else self.weight.unsqueeze(2)
         y = F.conv_transpose3d(clip, weight, self.bias, stride, (0, *self.padding), (0, *space), groups, dilation)
-        return y[:, :, kernel - 1 : y.shape[2] - kernel + 1]
+        if scale == 1:
+            return y[:, :, kernel - 1 : y.shape[2] - kernel + 1]
+        first = around * scale + (kernel - scale) // 2
+        return y[:, :, first : first + scale * x.shape[2]]
 
 
 def shift_channels(clip: Tensor, padding: TimePadding) -> Tensor:

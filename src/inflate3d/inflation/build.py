@@ -7,17 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, check_choice, list_faults
+from inflate3d.inflation.acs import AcsConv2d, has_acs
 from inflate3d.inflation.adapters import Adapted, adapter_for
+from inflate3d.inflation.attention import attention_inserts
 from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.inflated import Inflated, check_inflated, output_key
-from inflate3d.inflation.inserts import forget_inserts, insert_into, maps_behind, place
+from inflate3d.inflation.inserts import forget_inserts, insert_into, place, sites_in
 from inflate3d.inflation.intercept import forget_calls, time_calls
 from inflate3d.inflation.observe import copied, observe
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
 from inflate3d.inflation.pictures import picture_shape, pictures_like
 from inflate3d.inflation.plan import Insert, LayerPlan, Plan, Rule
-from inflate3d.inflation.presets import PRESETS, decide, kernel_of
+from inflate3d.inflation.presets import PRESETS, decide, follow_strides, with_spacing
 from inflate3d.inflation.profiles import Profile, is_random
+from inflate3d.inflation.strides import check_spacing, kernel_of
+
+
+class Additions(TypedDict, total=False):
+    """What some plans alone have; `make_plan` explains it."""
+
+    inserts: Sequence[Insert]
+    spacing_mm: tuple[float, float, float] | None
+
+
+class Planning(Additions, total=False):
+    """What `inflate` hands on to `make_plan`."""
+
+    example: Tensor | None
+    profile: Profile
+    rules: Mapping[str, Rule] | None
 
 
 def make_plan(
@@ -27,7 +45,7 @@ def make_plan(
     example: Tensor | None = None,
     profile: Profile = "mean",
     rules: Mapping[str, Rule] | None = None,
-    inserts: Sequence[Insert] = (),
+    **additions: Unpack[Additions],
 ) -> Plan:
     """Decide what every layer of a 2D model becomes in time; nothing is changed.
 
@@ -37,11 +55,12 @@ def make_plan(
         example: A picture `[1, c, h, w]` of the size the model wants; else its own configuration tells, else 3x224x224.
         profile: How 2D kernels are laid out in time.
         rules: From patterns of layer names to what is wanted there instead of the preset's choice.
-        inserts: What is to be added to the model's own layers.
+        **additions: `inserts`, what is to be added to the model's own layers; `spacing_mm` for the preset
+            "anisotropic", how large voxels are along depth (which is time), height and width.
 
     Raises:
         InflateError: An unknown preset, a model that cannot be run or mixes the pictures of a batch, a rule that
-            matches no layer, or an insert that has no place.
+            matches no layer, an insert that has no place, or a spacing that is missing or idle.
 
     Example:
         >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 1))
@@ -54,20 +73,18 @@ def make_plan(
     meanings = "; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items())
     check_choice(preset, PRESETS, what="preset", where="make_plan", expected=meanings)
     check_model(model2d, "make_plan")
-    shape = picture_shape(model2d, example)
-    layers = decide(observe(model2d, pictures_like(model2d, shape)), PRESETS[preset], profile)
-    plan = Plan(type(model2d).__name__, preset, shape, layers)
+    chosen, spacing, shape = PRESETS[preset], additions.get("spacing_mm"), picture_shape(model2d, example)
+    if spacing is not None:
+        chosen, spacing = with_spacing(chosen, spacing), check_spacing(spacing)
+    pictures = pictures_like(model2d, shape)
+    seen = observe(model2d, pictures)
+    plan = Plan(type(model2d).__name__, preset, shape, decide(seen, chosen, profile), spacing_mm=spacing)
     plan = plan.with_rules(rules) if rules else plan
-    return place(plan, inserts, model2d, padding=PRESETS[preset].padding) if inserts else plan
-
-
-class Planning(TypedDict, total=False):
-    """What `inflate` hands on to `make_plan`."""
-
-    example: Tensor | None
-    profile: Profile
-    rules: Mapping[str, Rule] | None
-    inserts: Sequence[Insert]
+    plan = follow_strides(plan, seen, profile)
+    inserts = additions.get("inserts", ())
+    if how := chosen.attention:
+        inserts = [*attention_inserts(how, model2d, pictures, seen=seen, layers=plan.layers), *inserts]
+    return place(plan, inserts, model2d, padding=chosen.padding) if inserts else plan
 
 
 def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> Inflated:
@@ -97,14 +114,14 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
         )
     check_model(model2d, "build")
     strides = None if plan.frames_lost else frozenset(layer.time_stride for layer in plan.steps)
-    net, fold = copied(model2d), Fold(strides)
+    net, fold = copied(model2d), Fold(strides, frozenset(layer.time_scale for layer in plan.steps))
     outputs = _look_at_forward(net, plan)
-    maps = maps_behind(plan, net)
+    sites = sites_in(plan, net)
     tied = _tied_weights(plan, net)
     for layer in plan:
         if layer.action != "frame" and "#" not in layer.path:
             module = net.get_submodule(layer.path)
-            adapter = adapter_for(module)
+            adapter = AcsConv2d if has_acs([layer]) else adapter_for(module)
             assert adapter is not None
             adapter.take_over(module, layer, fold)
     for path, first in tied.items():
@@ -115,7 +132,7 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
         if isinstance(module, Inflated):
             module.outer = fold
     model3d = Inflated(net, plan, fold, time_pool=time_pool)
-    model3d.inserts = insert_into(net, plan, maps, fold=fold)
+    model3d.inserts = insert_into(net, plan, sites, fold=fold)
     if model3d.inserts:
         model3d.inserts.train(model2d.training)
     time_calls(net, [layer for layer in plan if layer.action != "frame" and "#" in layer.path], fold)
@@ -139,7 +156,7 @@ def inflate(
         model2d: torchvision's, timm's, or your own; left as it is.
         plan: A preset, or a plan of your own (`make_plan`).
         time_pool: "mean" or "max" over the frames' logits, or "none" for logits per step `[b, t, classes]`.
-        **planning: `example`, `profile`, `rules` and `inserts`, as in `make_plan`.
+        **planning: `example`, `profile`, `rules`, `inserts` and `spacing_mm`, as in `make_plan`.
 
     Raises:
         InflateError: See `make_plan`; or nothing in the plan looks through time, and its preset is not "frames"; or a
@@ -231,10 +248,12 @@ def deflate(model3d: Inflated) -> nn.Module:
 
 def _check_branches_meet(model3d: Inflated) -> None:
     """Run a short clip through a plan that shortens time, so that branches of unequal length show now."""
+    # two steps at least on every level: one would go together with any number
+    length = max(17, model3d.plan.time_shrink + 1) + model3d.plan.frames_lost
+    clip = pictures_like(model3d, model3d.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
+    if _runs_on_shapes(model3d, clip):
+        return
     trial = copied(model3d).eval()
-    # 17 frames leave two on a level that is 16 times shorter: one would go together with any number
-    length = 17 + trial.plan.frames_lost
-    clip = pictures_like(trial, trial.plan.input_shape)[:1].unsqueeze(2).repeat(1, 1, length, 1, 1)
     try:
         with torch.no_grad():
             trial(clip)
@@ -248,6 +267,17 @@ def _check_branches_meet(model3d: Inflated) -> None:
         ) from error
 
 
+def _runs_on_shapes(model3d: Inflated, clip: Tensor) -> bool:
+    """Whether a model runs without values, which takes no time; some cannot, and some fail for good reason."""
+    ghost = copied(model3d, device="meta").eval()
+    try:
+        with torch.no_grad():
+            ghost(clip.to("meta"))
+    except Exception:  # whatever it is, the run with values tells
+        return False
+    return True
+
+
 def _look_at_forward(net: nn.Module, plan: Plan) -> Outputs:
     """Find the forms of what the 2D model gives, and whether the plan knows all that runs."""
     _check_plan_fits(plan, net)
@@ -258,7 +288,9 @@ def _look_at_forward(net: nn.Module, plan: Plan) -> Outputs:
         return lambda *_: ran.setdefault(path)
 
     for path, module in trial.named_modules():
-        if path not in planned and adapter_for(module):
+        adapter = adapter_for(module)
+        # attention is in plans of the preset "joint" alone
+        if path not in planned and adapter and adapter.kind != "attention":
             module.register_forward_hook(note(path))
     with torch.no_grad():
         outputs = look_at_outputs(trial, pictures_like(trial, plan.input_shape))

@@ -36,7 +36,7 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
     """
     if not is_count(channels):
         raise InflateError(
-            "channels are counted",
+            "this is no number of channels",
             where="with_input_channels",
             expected="a whole number, 1 or more",
             got=repr(channels),

@@ -45,6 +45,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
             return y if bias is None else y + bias.view(-1, 1, 1, 1)
     if x.shape[0] > 1 or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.conv3d(x, weight, bias, *geometry)
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
 
 

@@ -1,6 +1,7 @@
 """What a 3D model costs before it is run: parameters, arithmetic, activations, receptive field in time."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ class Cost:
         parameters: Numbers in all of its parameters.
         gmacs: Multiplications with their addition, in billions: half as many as FLOP.
         activation_megabytes: All outputs of layers together, in the dtype of the model: about what training keeps.
-        receptive_frames: At most so many frames have a say in one output; gates and non-local blocks, which see the
-            whole clip, are not counted.
+        receptive_frames: At most so many frames have a say in one output; gates, non-local blocks and attention, which
+            see the whole clip, are not counted.
     """
 
     parameters: int
@@ -85,10 +86,16 @@ def estimate_cost(model3d: Inflated, clip_shape: tuple[int, int, int, int]) -> C
             where="estimate_cost",
             expected="a model whose forward depends on no values, and a clip (c, t, h, w) that it accepts",
             got=f"{type(error).__name__}: {error}, for {clip_shape}",
-            fix="check the size of the clip; else measure a run with torch.utils.flop_counter.FlopCounterMode",
+            fix=f"estimate_cost(model3d, {_planned_clip(model3d.plan)}), the size it was planned with; if that fails "
+            "too, measure a run: with torch.utils.flop_counter.FlopCounterMode() as flops: model3d(clip)",
         ) from error
     parameters = sum(parameter.numel() for parameter in model3d.parameters())
     return Cost(parameters, flops.get_total_flops() / 2e9, activations / 1e6, receptive_frames(model3d.plan))
+
+
+def _planned_clip(plan: Plan) -> tuple[int, int, int, int]:
+    channels, height, width = plan.input_shape
+    return channels, 16, height, width
 
 
 def receptive_frames(plan: Plan) -> int:
@@ -101,8 +108,11 @@ def receptive_frames(plan: Plan) -> int:
         11
     """
     frames, step = 1, 1
+    strides = [layer.time_stride for layer in plan.steps]
+    # of branches, one strides as much as all together; plans without that number are of sequences
+    longest = plan.clip_multiple if plan.clip_multiple > 1 else prod(strides)
     for layer in plan.steps:
         reach = 2 if layer.action == "shift" else layer.time_kernel - 1
         frames += reach * step
-        step *= layer.time_stride
+        step = min(step * layer.time_stride, longest)
     return frames

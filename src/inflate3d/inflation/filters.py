@@ -7,14 +7,15 @@ convolution of an unknown class, or whose weight is made anew in every run (weig
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError
 from inflate3d.inflation.adapters import Adapted, Kind, shift_channels
 from inflate3d.inflation.fold import Fold
-from inflate3d.inflation.padding import pad_for, present_tap
+from inflate3d.inflation.padding import pad_for, pad_time, present_tap
 from inflate3d.inflation.plan import LayerPlan
-from inflate3d.inflation.profiles import is_random, profile_taps
+from inflate3d.inflation.profiles import around_present, is_random, phase_taps, phases, profile_taps
 
 
 def mix_frames(clip: Tensor, taps: Sequence[float] | Tensor, stride: int = 1) -> Tensor:
@@ -89,9 +90,35 @@ class Filter(Beside):
 
 
 class FilterTransposed(Filter):
-    """The same ahead of a transposed convolution."""
+    """The same ahead of a transposed convolution; where time becomes longer, each phase mixes frames in its own way."""
 
     kind = "transposed"
+
+    def through_time(self, x: Tensor) -> Tensor:
+        """Mix the frames of `[b, c, t, h, w]`."""
+        kernel, scale = self.plan.time_kernel, self.plan.time_scale
+        if scale == 1:
+            return super().through_time(x)
+        taps = torch.tensor(self.taps, dtype=torch.float64) if self.taps else self._taps_of(x.shape[1])
+        clip, length = pad_time(x, kernel, kernel, padding=self.plan.padding), x.shape[2]
+        mixed = []
+        for present, (count, center) in enumerate(phases(kernel, scale), start=(kernel - scale) // 2):
+            row = taps[..., present % scale :: scale].flip(-1)
+            part = clip[:, :, kernel - center : kernel - center + length + count - 1]
+            mixed.append(mix_frames(part, row if row.ndim == 2 else row.tolist()))
+        return torch.stack(mixed, dim=3).flatten(2, 3)
+
+    def _taps_of(self, channels: int) -> Tensor:
+        kernel, scale = self.plan.time_kernel, self.plan.time_scale
+        if scale == 1:
+            return super()._taps_of(channels)
+        if isinstance(self.profile, str):
+            return phase_taps(self.profile, kernel, scale, channels=channels)
+        return torch.tensor(self.profile, dtype=torch.float64)
+
+    def lay_out(self, taps: Tensor) -> None:
+        """Take other taps, by phases."""
+        self.taps = (around_present(taps, self.plan.time_scale) if self.plan.time_scale > 1 else taps).tolist()
 
 
 class FiltersInput:

@@ -26,10 +26,11 @@ class Fold:
     Args:
         strides: The strides in time of the plan, from which the lengths follow that time may have on the way; None if
             they do not.
+        scales: How many times longer layers of the plan make time.
     """
 
-    def __init__(self, strides: frozenset[int] | None = frozenset()) -> None:
-        self.strides = strides
+    def __init__(self, strides: frozenset[int] | None = frozenset(), scales: frozenset[int] = frozenset()) -> None:
+        self.strides, self.scales = strides, scales
         self._local = threading.local()
         self._backward: dict[int, int] = {}  # by backward pass: the clips of the forward it has come to
 
@@ -75,11 +76,13 @@ class Fold:
         """Whether time can have this length on some level of the run that is going on."""
         if self.strides is None or not self._stack:
             return True
-        reached = {self._stack[-1][1]}
-        fresh = set(reached)
+        longest = self._stack[-1][1]
+        reached = fresh = {longest}
         while fresh:
-            fresh = {-(-length // stride) for length in fresh for stride in self.strides} - reached
-            reached |= fresh
+            shorter = {-(-length // stride) for length in fresh for stride in self.strides}
+            longer = {length * scale for length in fresh for scale in self.scales if length * scale <= longest}
+            fresh = (shorter | longer) - reached
+            reached = reached | fresh
         return num_frames in reached
 
     def begins_backward(self, num_clips: int, output: Tensor) -> None:
@@ -126,10 +129,10 @@ class Fold:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fold":
-        return Fold(self.strides)
+        return Fold(self.strides, self.scales)
 
-    def __reduce__(self) -> tuple[type["Fold"], tuple[frozenset[int] | None]]:
-        return Fold, (self.strides,)
+    def __reduce__(self) -> tuple[type["Fold"], tuple[frozenset[int] | None, frozenset[int]]]:
+        return Fold, (self.strides, self.scales)
 
 
 def in_backward() -> bool:

@@ -2,17 +2,20 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from inflate3d.axes import clip_to_frames
+from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.errors import InflateError, check_choice, nearest_names
-from inflate3d.inflation.fold import Fold, Runs, in_backward
+from inflate3d.inflation.fold import Fold, Folded, Runs, in_backward
+from inflate3d.inflation.intercept import beside
 from inflate3d.inflation.observe import copied
 from inflate3d.inflation.outputs import Outputs, TimePool, look_at_outputs
+from inflate3d.inflation.padding import pad_time
 from inflate3d.inflation.pictures import pictures_like
 from inflate3d.inflation.plan import Plan
 
@@ -57,6 +60,10 @@ class Inflated(nn.Module):
     def call(self, method: str, clip: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run any method of the 2D model, such as timm's `forward_features`, on a clip `[b, c, t, h, w]`.
 
+        Where layers make time longer again, as decoders do, the last frame is repeated up to a multiple of the plan's
+        `clip_multiple`, and what comes out is cut: a step stays if it begins before the clip ends, so that maps of the
+        size of the picture have as many frames as the clip.
+
         Vectors `[n, d]` come out as `[b, d]` (see `time_pool`), maps as `[b, c, t, h, w]` or `[b, t, h, w, c]`, tokens
         as `[b, t, l, d]`, in whatever tuple, list, dict or dataclass the method returns.
 
@@ -77,13 +84,17 @@ class Inflated(nn.Module):
         num_clips, outer = clip.shape[0], self.outer if pictures else None
         if outer and (outer.num_clips is not None or in_backward()):  # a checkpoint may run it anew
             num_clips = outer.num_clips_in(clip, self.runs, "an Inflated inside another one")
-        outputs = None if pictures else self.outputs_of(method, *args, **kwargs)
         num_frames = clip.shape[0] // num_clips if pictures else clip.shape[2]
-        self.fold.push(num_clips, num_frames)
+        multiple = self.plan.clip_multiple
+        added = -num_frames % multiple if multiple > 1 else 0
+        outputs = None if pictures and not added else self.outputs_of(method, *args, **kwargs)
+        if added:
+            clip = pad_time(frames_to_clip(clip, num_clips) if pictures else clip, 0, added)
+        self.fold.push(num_clips, num_frames + added)
         try:
             # forward() through the module itself, so that its hooks run
             run = self.net if method == "forward" else getattr(self.net, method)
-            output = run(clip if pictures else clip_to_frames(clip), *args, **kwargs)
+            output = run(clip_to_frames(clip) if clip.ndim == 5 else clip, *args, **kwargs)
         finally:
             self.fold.pop()
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -92,7 +103,9 @@ class Inflated(nn.Module):
                     self.fold.begins_backward(num_clips, leaf)
         if outputs and not outputs.fit(output):  # some models give more in training
             outputs = self._remembered(method, args, kwargs, training=self.net.training)
-        return outputs.unfold(output, num_clips, self.time_pool) if outputs else output
+        if outputs and added:
+            output = outputs.cut(output, num_clips, num_frames=num_frames, ran=num_frames + added)
+        return output if pictures or not outputs else outputs.unfold(output, num_clips, self.time_pool)
 
     def outputs_of(self, method: str, *args: Any, **kwargs: Any) -> Outputs:
         """Look up what comes out of a method, leaf by leaf; the first time it is run on single pictures for that."""
@@ -159,6 +172,9 @@ class Inflated(nn.Module):
     def _look_at(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Outputs:
         """Run the method of a copy on single pictures, so that no statistics and no masks of this one change."""
         trial = copied(self).train(training)
+        for part in [*trial.modules(), *beside(trial.net)]:
+            if isinstance(part, Folded):  # one frame stays one: forms do not depend on it
+                part.plan = replace(part.plan, time_scale=1)
         pictures = pictures_like(trial, self.plan.input_shape)
 
         def run(frames: Tensor) -> Any:

@@ -21,13 +21,16 @@ from inflate3d.inflation.adapters import Adapted, PooledInTime, WholeClip, Whole
 from inflate3d.inflation.filters import Beside, Filter, FiltersInput, FilterTransposed
 from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.plan import LayerPlan
+from inflate3d.inflation.resize import resize_time
 
-# Of the functions that have a kernel, the arguments from which a plan reads it
+# Of the functions that have a kernel or a mode, the arguments from which a plan reads it
 ARGUMENTS = {
     "conv2d": ("input", "weight", "bias", "stride"),
     "conv_transpose2d": ("input", "weight", "bias", "stride"),
     "max_pool2d": ("input", "kernel_size", "stride"),
     "avg_pool2d": ("input", "kernel_size", "stride"),
+    "interpolate": ("input", "size", "scale_factor", "mode", "align_corners"),
+    "pixel_unshuffle": ("input", "downscale_factor"),
 }
 
 
@@ -126,6 +129,18 @@ class CalledBlur(CalledConv):
     kind = "pool"
 
 
+class CalledResize(Called):
+    """An interpolation, or a pixel shuffle, in time as well."""
+
+    kind = "resize"
+
+    def around(self, call: Call) -> Tensor:
+        """Resize in time, then in space."""
+        align = bool(call.given("align_corners"))
+        clip = resize_time(self.unfold(call.x), self.plan, align_corners=align)
+        return call.run(self.refold(clip))  # type: ignore[no-any-return]
+
+
 class CalledNorm(Called, WholeClip):
     """A norm that sees the whole clip."""
 
@@ -151,7 +166,9 @@ CALLS: dict[Any, type[Called] | None] = {
     F.instance_norm: CalledNorm,
     F.dropout2d: CalledDropout,
     F.feature_alpha_dropout: CalledDropout,
-    F.interpolate: None,
+    F.interpolate: CalledResize,
+    torch.pixel_shuffle: CalledResize,
+    torch.pixel_unshuffle: CalledMean,
     F.grid_sample: None,
     F.unfold: None,
     F.lp_pool2d: None,

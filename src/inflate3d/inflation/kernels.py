@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError
+from inflate3d.inflation.convolution import Geometry, convolve
 from inflate3d.inflation.padding import TimePadding, pad_for, pad_space, present_tap, sides_of
 from inflate3d.inflation.profiles import Profile, check_count, is_random, phase_taps, profile_taps
 
@@ -148,7 +148,8 @@ class InflatedConv3d(nn.Conv3d):
         self._check_clip(clip)
         clip, (top, left) = pad_space(clip, self.frame_padding, self.padding_mode)
         clip = pad_for(clip, self.kernel_size[0], stride=self.stride[0], padding=self.time_padding)
-        return F.conv3d(clip, self.weight, self.bias, self.stride, (0, top, left), self.dilation, self.groups)
+        geometry = Geometry(self.stride, (0, top, left), self.dilation, self.groups)
+        return convolve(clip, self.weight, self.bias, geometry=geometry)
 
     def extra_repr(self) -> str:
         """Show the padding in time as well."""

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from inflate3d.inflation.adapters import InflatedConv2d, WholeClip
+from inflate3d.inflation.attention import JointAttention
 from inflate3d.inflation.filters import Filter
 from inflate3d.inflation.fold import Folded
 from inflate3d.inflation.inflated import Inflated
-from inflate3d.inflation.inserts import NonLocal, TemporalConv
+from inflate3d.inflation.inserted import NonLocal, TemporalAttention, TemporalConv
 from inflate3d.inflation.intercept import beside
 from inflate3d.inflation.observe import copied
 from inflate3d.inflation.padding import present_tap
 from inflate3d.inflation.plan import LayerPlan, Plan
+from inflate3d.inflation.profiles import phases
 
 PAST, FUTURE, POOLS = "taps of the past", "taps of the future", "pools over time"
-SHIFTS, BLOCKS = "shifted channels", "non-local blocks"
+SHIFTS, BLOCKS, ATTENTION = "shifted channels", "non-local blocks", "attention over time"
 SHORTEST = 5  # frames of a moving clip
 STEPS = 3  # at least, of every answer: one before and one after the middle
 
@@ -50,11 +52,13 @@ def look(deep: Inflated, picture: Tensor) -> list[Sight]:
     own = frames_seen(_letting_in(deep, ""), clip)
     alone = all(_is_own_frame(deep.plan, num_frames, length, frames) for length, frames in own.items())
     where = "; ".join(f"step {(length - 1) // 2} of {length} sees {frames}" for length, frames in own.items())
-    sights = [Sight("with taps of the present alone, a step sees its own frame", alone, where or "it has no gradient")]
+    law = "with taps of the present alone, a step sees its own frame"
+    law += " and those where coarser steps begin" if deep.plan.clip_multiple > 1 else ""
+    sights = [Sight(law, alone, where or "it has no gradient")]
     for kind, (back, ahead) in (_directions(deep.plan) if alone else {}).items():
         seen = frames_seen(_letting_in(deep, kind), clip)
         earlier = any(frame < own[length][0] for length, frames in seen.items() for frame in frames)
-        later = any(frame > own[length][0] for length, frames in seen.items() for frame in frames)
+        later = any(frame > own[length][-1] for length, frames in seen.items() for frame in frames)
         sees = " and ".join(name for name, wanted in (("earlier", back), ("later", ahead)) if wanted) or "no other"
         where = f"of {num_frames} frames they see {sorted({frame for frames in seen.values() for frame in frames})}"
         sights.append(Sight(f"with {kind}, steps see {sees} frames", (earlier, later) == (back, ahead), where))
@@ -97,6 +101,9 @@ def _directions(plan: Plan) -> dict[str, tuple[bool, bool]]:
     for layer in plan.steps:
         present = present_tap(layer.time_kernel, layer.padding)
         back, ahead = present > 0, present < layer.time_kernel - 1
+        if layer.kind == "transposed" and layer.time_scale > 1:  # the step that is looked at is of the first phase
+            taps, present = phases(layer.time_kernel, layer.time_scale)[0]
+            back, ahead = present > 0, present < taps - 1
         if layer.action == "inflate" and layer.time_kernel > 1:
             found.setdefault(PAST, []).append((back, False))
             found.setdefault(FUTURE, []).append((False, ahead))
@@ -104,13 +111,22 @@ def _directions(plan: Plan) -> dict[str, tuple[bool, bool]]:
             found.setdefault(POOLS, []).append((back, ahead))
         if layer.action == "shift":
             found.setdefault(SHIFTS, []).append((True, layer.padding != "causal"))
-        if layer.kind == "nonlocal":
-            found.setdefault(BLOCKS, []).append((True, True))
+        if layer.kind in ("nonlocal", "attention", "temporal_attention") and layer.looks_through_time:
+            found.setdefault(BLOCKS if layer.kind == "nonlocal" else ATTENTION, []).append((True, True))
     return {kind: (any(one[0] for one in ways), any(one[1] for one in ways)) for kind, ways in found.items()}
 
 
 def _is_own_frame(plan: Plan, num_frames: int, length: int, frames: list[int]) -> bool:
-    """Whether the middle one of so many steps sees one frame alone, and the one that the strides lead to."""
+    """Whether the middle one of so many steps sees one frame alone, and the one that the strides lead to.
+
+    Where time was made longer again it also sees, from coarser levels, the frames at which the steps there begin.
+    """
+    if plan.clip_multiple > 1:
+        ran, step = num_frames + -num_frames % plan.clip_multiple, (length - 1) // 2
+        size = next((size for size in range(1, ran + 1) if ran % size == 0 and -(-num_frames // size) == length), ran)
+        first = step * size  # of the clip's frames, where this step begins
+        begins = {first // coarse * coarse for coarse in range(size, ran + 1) if plan.clip_multiple % coarse == 0}
+        return bool(frames) and set(frames) <= begins
     if len(frames) != 1 or plan.frames_lost:  # `valid` padding moves the steps along
         return len(frames) == 1
     step = (length - 1) // 2
@@ -126,7 +142,8 @@ def _moving_clip(deep: Inflated, picture: Tensor) -> Tensor:
     """Make a clip of random frames, so long that every answer has a step before and one after its middle."""
     most = 2 * prod(layer.time_stride for layer in deep.plan.steps) + SHORTEST
     generator = torch.Generator().manual_seed(0)
-    length = SHORTEST
+    # the middle step then has a coarse step before its own
+    length = SHORTEST if deep.plan.clip_multiple == 1 else 2 * deep.plan.clip_multiple + 1
     while True:
         shape = (1, picture.shape[1], length + deep.plan.frames_lost, *picture.shape[2:])
         clip = torch.randn(shape, generator=generator).to(picture)
@@ -153,19 +170,26 @@ def _letting_in(deep: Inflated, kind: str) -> Inflated:
         if parameter.is_floating_point() and not parameter.any():  # a head of zeros would hide everything
             nn.init.normal_(parameter, std=0.1, generator=generator)
     for part in [*trial.modules(), *beside(trial.net)]:
-        if isinstance(part, Folded):
+        if isinstance(part, WholeClip | NonLocal | JointAttention | TemporalAttention):
+            _let_in_all(part, kind, generator)
+        elif isinstance(part, Folded):
             _let_in(part, kind, generator)
     return trial
 
 
+def _let_in_all(part: Folded, kind: str, generator: torch.Generator) -> None:
+    """Let what sees the whole clip see it, or each frame alone."""
+    if isinstance(part, NonLocal) and kind == BLOCKS:
+        nn.init.ones_(part.bn.weight)
+    if isinstance(part, TemporalAttention) and kind == ATTENTION:
+        nn.init.normal_(part.proj.weight, std=0.1, generator=generator)
+    if isinstance(part, WholeClip) or (isinstance(part, JointAttention) and kind != ATTENTION):
+        part.deflate_()
+
+
 def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
     plan = part.plan
-    if isinstance(part, WholeClip):
-        part.deflate_()
-    elif isinstance(part, NonLocal):
-        if kind == BLOCKS:
-            nn.init.ones_(part.bn.weight)
-    elif isinstance(part, TemporalConv):
+    if isinstance(part, TemporalConv):
         taps = _random_taps(plan, kind, generator).to(part.conv.weight)
         nn.init.normal_(part.conv.weight, std=0.1, generator=generator)
         part.conv.weight.data = part.conv.weight.data[:, :, :1] * taps.view(-1, 1, 1)
@@ -176,6 +200,8 @@ def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
             part.deflate_()
     elif plan.action == "inflate" and isinstance(part, InflatedConv2d | Filter):
         part.lay_out(_random_taps(plan, kind, generator))
+    elif plan.action == "resize":
+        part.plan = replace(plan, time_kernel=1)  # the nearest frame
     elif plan.action == "pool" and kind != POOLS:
         part.plan = replace(plan, time_kernel=1)
         if isinstance(part, Filter):

@@ -1,12 +1,14 @@
 """Watch a 2D model at work: which layers run and which functions are called, in what order, on how many rows."""
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from inflate3d.errors import InflateError, list_faults
 from inflate3d.inflation.adapters import Adapted, adapter_for
@@ -28,6 +30,7 @@ class Heard(nn.Module):
         name: Of the function.
         kernel_size: Height and width; None where the function has no kernel.
         stride: Down and to the right.
+        mode: Of an interpolation.
         adapter: What can give it time, or None.
     """
 
@@ -36,7 +39,25 @@ class Heard(nn.Module):
         self.name, self.adapter = call.name, adapter
         weight = call.given("weight")
         self.kernel_size = call.given("kernel_size") if weight is None else tuple(weight.shape[2:])
+        self.kernel_size = self.kernel_size or call.given("downscale_factor")
         self.stride = call.given("stride") or (self.kernel_size if weight is None else 1)
+        self.mode = call.given("mode") or ""
+
+
+class Passage(NamedTuple):
+    """One run of a layer or function, and where what it was given came from.
+
+    Attributes:
+        number: Its place among all runs.
+        sources: Numbers of the runs, of what can have time, that its input was made from last.
+        here: Shape of its input.
+        there: Shape of its output.
+    """
+
+    number: int
+    sources: frozenset[int]
+    here: tuple[int, ...]
+    there: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,8 @@ class Seen:
         batch_factor: Rows of its batch for each picture; 0 if its batch does not grow with the pictures.
         rows_inside: Whether these rows stand beside each other.
         reason: Why it has to stay per frame; empty if nothing speaks against time.
+        passages: Its runs, if it can have time.
+        fixed_tokens: Of the first tokens it was given, how many were the same for all pictures.
     """
 
     path: str
@@ -62,6 +85,8 @@ class Seen:
     batch_factor: int
     rows_inside: bool
     reason: str = ""
+    passages: tuple[Passage, ...] = ()
+    fixed_tokens: int = 0
 
     @property
     def label(self) -> str:
@@ -120,6 +145,8 @@ class _Run(NamedTuple):
     rows: Tensor | None  # the input itself, where the batch holds more than the pictures
     out_shape: tuple[int, ...]
     reason: str
+    passage: Passage | None
+    fixed_tokens: int = 0
 
 
 class _Watch:
@@ -132,6 +159,8 @@ class _Watch:
         self.runs: dict[str, list[_Run]] = {}
         self.learned, self.fixed = ({_memory(t) for t in ts} for ts in (net.parameters(), net.buffers()))
         self.users: dict[int, str] = {}  # of learned weights: the first call that uses one
+        self.numbers = itertools.count()
+        self.origins = WeakTensorKeyDictionary()  # of a tensor: the runs it was made from last
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.running.append((module, [0]))
@@ -145,8 +174,7 @@ class _Watch:
         several = isinstance(output, tuple | list) and bool(output)
         reasons = {
             "an Inflated inside decides on it": self._inside_inflated(),
-            "it gives more than one tensor": several,
-            SPACE_ALONE: isinstance(module, nn.Upsample),
+            "it gives more than one tensor": several and not isinstance(module, nn.MultiheadAttention),
         }
         reason = next((why for why, holds in reasons.items() if holds), "")
         self._note(self.paths[module], module, x, output[0] if several else output, reason)
@@ -172,10 +200,25 @@ class _Watch:
         return result
 
     def _note(self, path: str, layer: nn.Module, x: Tensor, output: Any, reason: str) -> None:
-        if isinstance(output, Tensor):
-            rows = x.clone() if x.shape[0] != self.num_pictures else None
-            run = _Run(layer, tuple(x.shape), rows, tuple(output.shape), reason)
-            self.runs.setdefault(path, []).append(run)
+        if not isinstance(output, Tensor):
+            return
+        rows = x.clone() if x.shape[0] != self.num_pictures else None
+        here, there, passage = tuple(x.shape), tuple(output.shape), None
+        adapter = layer.adapter if isinstance(layer, Heard) else adapter_for(layer)
+        attends = adapter is not None and adapter.kind == "attention"
+        if adapter and not attends:
+            passage = Passage(next(self.numbers), self.origins.get(x, frozenset()), here, there)
+            self.origins[output] = frozenset([passage.number])
+        run = _Run(layer, here, rows, there, reason, passage, _fixed_tokens(x) if attends else 0)
+        self.runs.setdefault(path, []).append(run)
+
+    def follow(self, given: Any, result: Any) -> None:
+        """Write down that what a function gave was made from what it was given."""
+        tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+        sources = frozenset[int]().union(*(self.origins.get(tensor, ()) for tensor in tensors))
+        for leaf in pytree.tree_leaves(result) if sources else ():
+            if isinstance(leaf, Tensor) and (leaf not in self.origins or any(leaf is one for one in tensors)):
+                self.origins[leaf] = sources
 
     def noted(self) -> dict[str, list[_Run]]:
         """Give what was written down; a layer has to keep a weight that something uses as a 2D one."""
@@ -191,6 +234,27 @@ class _Watch:
         return self.runs
 
 
+class _Follows(HearsCalls):
+    """Lets a watch hear calls, and follow tensors from function to function."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(watch.heard)
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.watch.follow((args, kwargs), args[0] if func is Tensor.__setitem__ else result)
+        return result
+
+
+def _fixed_tokens(x: Tensor) -> int:
+    """Count the tokens at the front of `[n, l, c]` that are the same for all pictures: class tokens, registers."""
+    if x.ndim != 3 or not x.shape[1]:
+        return 0
+    same = (x == x[:1]).all(-1).all(0)
+    return 0 if same.all() else int(same.long().cumprod(0).sum())
+
+
 def _memory(tensor: Tensor) -> int:
     """Name the memory of a tensor; its views share it."""
     return tensor.untyped_storage().data_ptr()
@@ -201,7 +265,7 @@ def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Run]], Any]:
     handles = [module.register_forward_pre_hook(watch._begins) for module in watch.paths]
     handles += [module.register_forward_hook(watch._ends, with_kwargs=True) for module in watch.paths]
     try:
-        with torch.no_grad(), HearsCalls(watch.heard):
+        with torch.no_grad(), _Follows(watch):
             answer = net(pictures)
         return watch.noted(), answer
     except InflateError:
@@ -228,7 +292,10 @@ def _seen(path: str, layer: nn.Module, two: list[_Run], three: list[_Run]) -> Se
     factor, inside = (factor, insides.pop()) if len(insides) == 1 else (0, True)
     adapter = layer.adapter if isinstance(layer, Heard) else adapter_for(layer)
     reason = next((call.reason for call in two if call.reason), "")
-    return Seen(path, layer, None if reason else adapter, two[0].shape, two[0].out_shape, factor, inside, reason)
+    passages = tuple(run.passage for run in two if run.passage)
+    shapes = two[0].shape, two[0].out_shape
+    adapter, fixed = None if reason else adapter, two[0].fixed_tokens
+    return Seen(path, layer, adapter, *shapes, factor, inside, reason, passages, fixed)
 
 
 def _factor(two: _Run, three: _Run) -> int:

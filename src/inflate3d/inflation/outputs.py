@@ -56,6 +56,41 @@ class Outputs:
         unfolded = [_unfold(leaf, form, num_clips, time_pool) for leaf, form in zip(leaves, self.forms, strict=True)]
         return pytree.tree_unflatten(unfolded, structure)
 
+    def cut(self, output: Any, num_clips: int, *, num_frames: int, ran: int) -> Any:
+        """Take away the steps of an output that lie behind the end of its clips, in frame form.
+
+        Args:
+            output: Of the 2D model, run on frames.
+            num_clips: Clips in the batch.
+            num_frames: Of a clip.
+            ran: Frames that the model was run on, with those put behind each clip.
+
+        Raises:
+            InflateError: Steps of an output do not divide the frames that it was made from.
+        """
+        leaves, structure = pytree.tree_flatten(output)
+        if structure != self.structure:
+            return output  # which is refused when it is unfolded
+        kept = [
+            leaf if form == "same" else _cut(leaf, num_clips, num_frames=num_frames, ran=ran)
+            for leaf, form in zip(leaves, self.forms, strict=True)
+        ]
+        return pytree.tree_unflatten(kept, structure)
+
+
+def _cut(leaf: Tensor, num_clips: int, *, num_frames: int, ran: int) -> Tensor:
+    steps = leaf.shape[0] // num_clips
+    if leaf.shape[0] % num_clips or ran % steps:
+        raise InflateError(
+            "an output has a length of time that does not come from strides",
+            where="Inflated",
+            expected=f"a number of steps that divides {ran} frames",
+            got=f"{leaf.shape[0]} rows for {num_clips} clips",
+            fix="give layers ahead of it no stride in time: rules={NAME: Rule(time_stride=1)}",
+        )
+    kept: Tensor = leaf.unflatten(0, (num_clips, steps))[:, : -(-num_frames * steps // ran)]
+    return kept.flatten(0, 1)
+
 
 def look_at_outputs(run: Callable[[Tensor], Any], pictures: Tensor) -> Outputs:
     """Find the form of each leaf from two runs, on two and on three pictures.

@@ -30,6 +30,8 @@ def time_pads(num_frames: int, kernel: int, *, stride: int = 1, padding: TimePad
     if padding == "valid":
         return 0, 0
     front = present_tap(kernel, padding)
+    if isinstance(num_frames, torch.SymInt):  # an export for any length: what is too much makes no output
+        return front, kernel - 1 - front
     needed = (-(-num_frames // stride) - 1) * stride + kernel - num_frames
     return front, max(needed - front, 0)
 

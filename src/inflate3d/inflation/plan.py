@@ -5,17 +5,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import gcd, prod
 from typing import Any, Literal, get_args
 
 from inflate3d.errors import InflateError, is_count, nearest_names
 from inflate3d.inflation.padding import TimePadding, present_tap
-from inflate3d.inflation.profiles import Profile, write_profile
+from inflate3d.inflation.plan_table import table
+from inflate3d.inflation.profiles import ACS, Profile, write_profile
 
 VERSION = 1
+MAX_MULTIPLE = 2**12  # frames to which a clip is lengthened: a file from a stranger must not fill the memory
 
-Action = Literal["inflate", "shift", "pool", "clip", "drop", "frame"]
-Kind = Literal["", "conv", "transposed", "pool", "gate", "drop", "time_pool", "temporal_conv", "nonlocal"]
-What = Literal["time_pool", "temporal_conv", "nonlocal"]
+Action = Literal["inflate", "shift", "pool", "resize", "clip", "attend", "drop", "frame"]
+Kind = Literal["", "conv", "transposed", "pool", "resize", "gate", "drop", "attention",
+    "time_pool", "temporal_conv", "nonlocal", "temporal_attention", "time_position"]  # fmt: skip
+What = Literal["time_pool", "temporal_conv", "nonlocal", "temporal_attention", "time_position"]
 Attention = Literal["softmax", "embedded_gaussian", "gaussian", "dot_product"]
 SubSample = Literal["before", "after", "none"]
 
@@ -23,7 +27,9 @@ ACTIONS: dict[Action, str] = {
     "inflate": "a kernel over several frames",
     "shift": "some channels come from the frame before, some from the one after",
     "pool": "pools over several frames",
+    "resize": "makes time longer or shorter, as it does pictures",
     "clip": "sees the whole clip at once",
+    "attend": "sees several frames at once",
     "drop": "drops whole clips, not frames",
     "frame": "works on each frame alone",
 }
@@ -32,8 +38,9 @@ ACTIONS: dict[Action, str] = {
 INSERTS: dict[What, tuple[TimePadding, ...]] = {
     "time_pool": ("replicate", "causal", "valid"),  # what is repeated, or left out, changes no maximum; a zero would
     "temporal_conv": ("replicate", "zeros", "causal"),  # it is added to its input, which keeps its length
-    "nonlocal": ("replicate",),  # it sees all frames, later ones too
+    **dict.fromkeys(("nonlocal", "temporal_attention", "time_position"), ("replicate",)),  # later frames count too
 }
+SEES = {"nonlocal": "attention {}", "temporal_attention": "each place, all frames", "time_position": "added to frames"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,15 @@ class LayerPlan:
         kernel: Height and width of its 2D kernel, in pixels; None for layers without one.
         time_kernel: Frames that the kernel spans.
         time_stride: Frames from one output to the next; T frames give ceil(T / time_stride).
+        time_scale: Frames put out for each one that comes in: what brings time back after strides.
         profile: How the 2D kernel is laid out in time: a name, or the taps.
         padding: What stands before the first and behind the last frame.
         batch_factor: Rows of the batch for each frame, where the 2D code merges something else into the batch.
         rows_inside: Whether these rows stand beside each other (frame by frame), or image by image.
-        kind: What the engine knows it as: "conv", "transposed", "pool", "gate", "drop", an insert, or nothing.
+        kind: What the engine knows it as: "conv", "transposed", "pool", "resize", "gate", "drop", an insert, or
+            nothing.
         reason: Why the layer stays per frame, where that is not plain.
+        clip_tokens: In attention, tokens at the front that stand for the clip and not for a frame.
     """
 
     path: str
@@ -67,6 +77,8 @@ class LayerPlan:
     rows_inside: bool = True
     kind: Kind = ""
     reason: str = ""
+    clip_tokens: int = 0
+    time_scale: int = 1
 
     def __post_init__(self) -> None:
         _refuse(
@@ -78,13 +90,16 @@ class LayerPlan:
             ("padding", self.padding, ", ".join(get_args(TimePadding)), self.padding in get_args(TimePadding)),
             ("time_kernel", self.time_kernel, "1 or more", is_count(self.time_kernel)),
             ("time_stride", self.time_stride, "1 or more", is_count(self.time_stride)),
+            ("time_scale", self.time_scale, "1 or more", is_count(self.time_scale)),
             ("batch_factor", self.batch_factor, "1 or more", is_count(self.batch_factor)),
+            ("clip_tokens", self.clip_tokens, "0 or more", self.clip_tokens == 0 or is_count(self.clip_tokens)),
         )
 
     @property
     def looks_through_time(self) -> bool:
         """Whether it mixes frames; a gate that sees the whole clip does not tell one from the other."""
-        return self.action == "shift" or self.time_kernel > 1 or self.kind == "nonlocal"
+        sees_all = self.action == "clip" and self.kind in ("attention", "nonlocal", "temporal_attention")
+        return self.action == "shift" or self.time_kernel > 1 or sees_all
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,8 @@ class Insert:
     Attributes:
         after: The module's name; `make_plan` also takes a pattern, for several modules.
         what: "time_pool": a maximum over frames; "temporal_conv": a convolution over frames, added to its input;
-            "nonlocal": a non-local block over all positions of the clip, added to its input.
+            "nonlocal": a non-local block over all positions of the clip, added to its input; "temporal_attention": the
+            same over all frames of each place; "time_position": a learned vector for each frame. Both take tokens too.
         time_kernel: Frames that a pool or convolution spans; 2 and 3 where not given.
         time_stride: Frames from one output of a pool to the next; its kernel where not given.
         padding: What stands before the first and behind the last frame; the preset's where not given.
@@ -140,6 +156,7 @@ class Insert:
         sub_sample: Where a non-local block takes the maximum over 2x2 pixels: "before" phi and g (the authors' code,
             PySlowFast), "after" them (the paper, MMAction2), or nowhere ("none", GluonCV).
         position: How many of the plan's layers run before it; planning counts them.
+        before: It runs on what the module is given.
 
     Source: Wang et al. 2018, Non-local Neural Networks, section 3 (blocks) and table 1 (pool after res2).
 
@@ -156,11 +173,12 @@ class Insert:
     attention: Attention = "softmax"
     sub_sample: SubSample = "before"
     position: int | None = None
+    before: bool = False
 
     def __post_init__(self) -> None:
         what, kernel, stride, place = self.what, self.time_kernel, self.time_stride, self.position
         paddings = INSERTS.get(what, get_args(TimePadding))
-        no_kernel, no_stride = what == "nonlocal", what != "time_pool"
+        no_kernel, no_stride = what not in ("time_pool", "temporal_conv"), what != "time_pool"
         _refuse(
             "this cannot be inserted",
             f"Insert({self.after!r}, {what!r})",
@@ -172,6 +190,7 @@ class Insert:
             ("attention", self.attention, ", ".join(get_args(Attention)), self.attention in get_args(Attention)),
             ("sub_sample", self.sub_sample, ", ".join(get_args(SubSample)), self.sub_sample in get_args(SubSample)),
             ("position", place, "0 or more", place is None or place == 0 or is_count(place)),
+            ("before", self.before, "True, False", isinstance(self.before, bool)),
         )
 
     @property
@@ -179,8 +198,8 @@ class Insert:
         """The layer that it becomes; its path is the name of its parameters in the state dict."""
         name = "non_local" if self.what == "nonlocal" else self.what  # no word of Python: code is made from names
         path, padding = f"inserts.{self.after}.{name}", self.padding or "replicate"
-        if self.what == "nonlocal":
-            return LayerPlan(path, "inserted", "clip", kind=self.what, reason=f"attention {self.attention}")
+        if self.what not in ("time_pool", "temporal_conv"):
+            return LayerPlan(path, "inserted", "clip", kind=self.what, reason=SEES[self.what].format(self.attention))
         pool = self.what == "time_pool"
         kernel = self.time_kernel or (2 if pool else 3)
         stride = (self.time_stride or kernel) if pool else 1
@@ -200,6 +219,9 @@ class Plan:
         layers: All layers that could look through time, those that stay per frame included.
         version: Of the JSON form.
         inserts: What is added to them, in the order in which it runs.
+        time_shrink: Frames of the clip that one frame stands for where strides have made time shortest, inserts apart;
+            where branches differ, a number that all of theirs divide.
+        spacing_mm: Of voxels along depth (time), height and width, where the preset went by it.
 
     Raises:
         InflateError: The shape is none, or a name is no text.
@@ -216,15 +238,20 @@ class Plan:
     layers: tuple[LayerPlan, ...] = field(repr=False)
     version: int = VERSION
     inserts: tuple[Insert, ...] = ()
+    time_shrink: int = 1
+    spacing_mm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        shape = self.input_shape
+        shape, mm = self.input_shape, self.spacing_mm
         _refuse(
             "this is no plan",
             f"plan of {self.model}",
             ("model", self.model, "text", isinstance(self.model, str)),
             ("preset", self.preset, "text", isinstance(self.preset, str)),
             ("input_shape", shape, "(c, h, w)", _is_shape(shape)),
+            ("time_shrink", self.time_shrink, "1 or more", is_count(self.time_shrink)),
+            ("clip_multiple", self.clip_multiple, f"at most {MAX_MULTIPLE}", self.clip_multiple <= MAX_MULTIPLE),
+            ("spacing_mm", mm, "three numbers above 0", mm is None or _is_spacing(mm)),
         )
 
     def __iter__(self) -> Iterator[LayerPlan]:
@@ -246,6 +273,13 @@ class Plan:
         return any(layer.looks_through_time for layer in self.steps)
 
     @property
+    def clip_multiple(self) -> int:
+        """Frames by whose multiples a clip is lengthened, so that what resizes time comes back to its length."""
+        if all(layer.time_scale == 1 for layer in self.layers):
+            return 1
+        return prod([self.time_shrink, *(insert.layer.time_stride for insert in self.inserts)])
+
+    @property
     def frames_lost(self) -> int:
         """Frames of a clip that `valid` padding takes away, at most: as if all layers stood one after the other."""
         lost, step = 0, 1
@@ -255,27 +289,12 @@ class Plan:
         return lost
 
     def __str__(self) -> str:
-        rows = [("layer", "is", "becomes", "kernel t x h x w", "stride t", "profile", "padding")]
-        for layer in self.steps:
-            size = "x".join(map(str, (layer.time_kernel, *layer.kernel))) if layer.kernel else ""
-            profile = layer.profile if isinstance(layer.profile, str) else "custom"
-            timed = layer.action == "inflate"
-            rows.append(
-                (
-                    layer.path or "(model)",
-                    layer.layer,
-                    layer.action + (f" ({layer.reason})" if layer.reason else ""),
-                    size,
-                    str(layer.time_stride) if layer.action in ("inflate", "pool") else "",
-                    profile if timed else "",
-                    layer.padding if timed or layer.action == "shift" else "",
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         through = sum(layer.looks_through_time for layer in self.steps)
-        head = f"{self.model}, preset {self.preset}: {through} of {len(self.steps)} layers look through time"
-        return "\n".join([head, *lines])
+        spacing = f" (spacing {' x '.join(f'{mm:g}' for mm in self.spacing_mm)} mm)" if self.spacing_mm else ""
+        head = f"{self.model}, preset {self.preset}{spacing}: {through} of {len(self.steps)} layers look through time"
+        acs = any(layer.action == "inflate" and layer.profile == ACS for layer in self.layers)
+        notes = ["acs: two thirds of such kernels see pictures from the side; a still clip is not answered as in 2D"]
+        return "\n".join([head, *table(self.steps), *notes * acs])
 
     def differences(self, other: "Plan") -> dict[str, tuple[LayerPlan | Insert | None, LayerPlan | Insert | None]]:
         """Name the layers and inserts in which two plans differ, with what each says of them."""
@@ -301,7 +320,7 @@ class Plan:
             InflateError: A pattern matches no layer, or asks a layer for what it cannot do.
         """
         used: set[str] = set()
-        layers = []
+        layers, shrink = [], self.time_shrink
         for layer in self.layers:
             pattern = next((pattern for pattern in rules if fnmatchcase(layer.path, pattern)), None)
             if pattern is None:
@@ -309,6 +328,7 @@ class Plan:
                 continue
             used.add(pattern)
             layers.append(_changed(layer, rules[pattern]))
+            shrink *= layers[-1].time_stride // gcd(layers[-1].time_stride, layer.time_stride)
         for pattern in rules:
             if pattern not in used:
                 paths = [layer.path for layer in self.layers]
@@ -319,7 +339,7 @@ class Plan:
                     got=repr(pattern),
                     fix=f"did you mean {nearest_names(pattern, paths)}?",
                 )
-        return replace(self, layers=tuple(layers))
+        return replace(self, layers=tuple(layers), time_shrink=shrink)
 
     def to_json(self) -> str:
         """Write the plan as JSON."""
@@ -353,14 +373,15 @@ class Plan:
 
 def _refuse(problem: str, where: str, *checks: tuple[str, object, str, bool]) -> None:
     """Tell all faults at once, from name, value, what is allowed, and whether it is."""
-    faults = [f"{name}={value!r} (allowed: {allowed})" for name, value, allowed, fine in checks if not fine]
+    faults = [(name, value, allowed) for name, value, allowed, fine in checks if not fine]
     if faults:
+        names = ", ".join(f"{name}=" for name, _, _ in faults)
         raise InflateError(
             problem,
             where=where,
-            expected="what is allowed for each value that is named",
-            got="; ".join(faults),
-            fix="change these values, or leave them out where they have a default",
+            expected="; ".join(f"{name}: {allowed}" for name, _, allowed in faults),
+            got="; ".join(f"{name}={value!r}" for name, value, _ in faults),
+            fix=f"give {names} such a value, or leave it out where it has a default",
         )
 
 
@@ -368,8 +389,12 @@ def _is_shape(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 3 and all(map(is_count, value))
 
 
+def _is_spacing(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(mm, int | float) and mm > 0 for mm in value)
+
+
 def _counts(none: bool) -> str:
-    return "none" if none else "1 or more"
+    return "None, for it has none" if none else "1 or more"
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -377,19 +402,28 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(layer: LayerPlan, rule: Rule) -> LayerPlan:
+    if layer.kind == "attention":
+        from inflate3d.inflation.attention import changed_attention  # noqa: PLC0415 - it needs plans
+
+        return changed_attention(layer, rule)
     wanted = {name: value for name in ("time_kernel", "time_stride", "padding") if (value := getattr(rule, name))}
     changed = replace(layer, **wanted)
     if rule.profile is not None and (isinstance(rule.profile, str) or changed.time_kernel > 1):
         present = present_tap(changed.time_kernel, changed.padding)
-        changed = replace(changed, profile=write_profile(rule.profile, changed.time_kernel, center=present))
-    timed = changed.time_kernel > 1 or changed.time_stride > 1
+        written = write_profile(rule.profile, changed.time_kernel, center=present, scale=changed.time_scale)
+        changed = replace(changed, profile=written)
+    timed = max(changed.time_kernel, changed.time_stride, changed.time_scale) > 1
     fault = ""
     if layer.kind not in ("conv", "transposed", "pool") or (layer.reason and timed):
         fault = layer.reason or "the engine has no kernel in time for it"
     elif layer.action == "shift" and timed:
         fault = "a layer whose channels are shifted has no kernel in time; take another preset"
     elif layer.kind == "transposed" and changed.time_stride > 1:
-        fault = "a transposed convolution keeps the length of time"
+        fault = "a transposed convolution does not shorten time"
+    elif changed.time_kernel < changed.time_scale:
+        fault = f"it puts out {changed.time_scale} frames for each one, and its kernel has to span as many"
+    elif changed.time_scale > 1 and changed.padding in ("causal", "valid"):
+        fault = "where time becomes longer, it looks at later frames and loses none"
     elif timed and layer.kind != "pool" and not changed.profile:
         fault = "the plan has a profile of your own; say in the rule how this kernel is laid out"
     if fault:

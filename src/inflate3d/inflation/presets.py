@@ -2,24 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal
 
 from torch import nn
 
 from inflate3d.errors import InflateError
-from inflate3d.inflation.observe import Seen
+from inflate3d.inflation.acs import can_stand_on_sides, spans
+from inflate3d.inflation.attention import joint_plans
+from inflate3d.inflation.observe import SPACE_ALONE, Seen
 from inflate3d.inflation.padding import TimePadding, present_tap
-from inflate3d.inflation.plan import LayerPlan
-from inflate3d.inflation.profiles import Profile, write_profile
+from inflate3d.inflation.plan import LayerPlan, Plan
+from inflate3d.inflation.profiles import ACS, Profile, write_profile
+from inflate3d.inflation.strides import (
+    Given,
+    Timing,
+    check_spacing,
+    kernel_of,
+    kind_of,
+    overlaps,
+    pools_all,
+    stride_of,
+    walk,
+    walk_like_space,
+)
 
 MAX_TIME_KERNEL = 7
-
-
-class Timing(NamedTuple):
-    """Frames that a kernel spans, and frames from one of its outputs to the next."""
-
-    kernel: int
-    stride: int = 1
 
 
 Decide = Callable[[Sequence[Seen]], dict[str, Timing]]
@@ -35,6 +42,7 @@ class Preset:
         context: "clip": gates and per-sample norms see the whole clip; "frame": each frame alone.
         padding: What stands before the first and behind the last frame.
         shifts: The chosen layers shift channels in time, and their kernels stay 2D.
+        attention: "joint": it sees the tokens of several frames; "divided": one over time is added to each block.
     """
 
     meaning: str
@@ -42,28 +50,7 @@ class Preset:
     context: str = "clip"
     padding: TimePadding = "replicate"
     shifts: bool = False
-
-
-def kernel_of(layer: nn.Module) -> tuple[int, int] | None:
-    """Height and width of a layer's kernel, or None."""
-    return _pair(getattr(layer, "kernel_size", None) or getattr(layer, "filt_size", None))
-
-
-def stride_of(layer: nn.Module) -> tuple[int, int]:
-    """Stride down and to the right; a pool without one strides by its kernel."""
-    return _pair(getattr(layer, "stride", None)) or kernel_of(layer) or (1, 1)
-
-
-def _pair(size: object) -> tuple[int, int] | None:
-    if isinstance(size, int):
-        return size, size
-    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) and len(size) == 2 else None
-
-
-def overlaps(layer: nn.Module) -> bool:
-    """Whether neighbouring outputs of a convolution share pixels: neither 1x1 nor a patchify (kernel = stride)."""
-    kernel = kernel_of(layer)
-    return kernel is not None and any(k > s for k, s in zip(kernel, stride_of(layer), strict=True)) and max(kernel) > 1
+    attention: Literal["", "joint", "divided"] = ""
 
 
 def _convolutions(seen: Sequence[Seen]) -> list[Seen]:
@@ -92,10 +79,8 @@ def _mirrored(seen: Sequence[Seen]) -> dict[str, Timing]:
     sparing_pools = 2
     timings = {}
     for one in seen:
-        kind = one.adapter.kind if one.adapter and one.batch_factor else None
-        here, there = one.in_shape[2:], one.out_shape[2:]
-        heads_pool = kind == "pool" and there == (1, 1)
-        if kind not in ("conv", "pool") or len(here) != 2 or heads_pool:
+        kind, here, there = kind_of(one), one.in_shape[2:], one.out_shape[2:]
+        if kind not in ("conv", "pool") or len(here) != 2 or pools_all(one):
             continue
         shrink = shrinks.setdefault(here, 1)
         stride = max(stride_of(one.layer))
@@ -108,7 +93,34 @@ def _mirrored(seen: Sequence[Seen]) -> dict[str, Timing]:
         spared = stride > 1 and time_stride == 1 and kind == "pool"
         kernel = time_stride if patchify else 1 if spared else _cube(one.layer)
         timings[one.path] = Timing(kernel, time_stride)
-    return timings
+    return walk(seen, Given(timings)).timings
+
+
+def _like_space(seen: Sequence[Seen]) -> dict[str, Timing]:
+    return walk_like_space(seen, (1.0, 1.0, 1.0))
+
+
+def _by_spacing(seen: Sequence[Seen]) -> dict[str, Timing]:
+    check_spacing(None)
+    return {}
+
+
+def with_spacing(preset: Preset, spacing_mm: object) -> Preset:
+    """Tell the preset "anisotropic" how large voxels are.
+
+    Raises:
+        InflateError: Another preset, which does not go by it; or no spacing.
+    """
+    if preset is not PRESETS["anisotropic"]:
+        raise InflateError(
+            "this preset does not go by the spacing of voxels",
+            where="make_plan",
+            expected='spacing_mm= with preset "anisotropic" alone',
+            got=f"spacing_mm={spacing_mm!r}",
+            fix=f'make_plan(model2d, "anisotropic", spacing_mm={spacing_mm!r}), or leave spacing_mm out',
+        )
+    spacing = check_spacing(spacing_mm)
+    return replace(preset, timings=lambda seen: walk_like_space(seen, spacing))
 
 
 def _blocks(seen: Sequence[Seen]) -> list[Seen]:
@@ -161,6 +173,10 @@ PRESETS: dict[str, Preset] = {
     "i3d-3x1x1": Preset(
         "3 frames in the first pointwise convolution of every second block", _pointwise_of_every_second_block
     ),
+    "isotropic": Preset("time as height and width: cubic kernels of any size, the strides of space", _like_space),
+    "anisotropic": Preset(
+        "as isotropic from where voxels have become about as deep as wide, flat before; wants spacing_mm", _by_spacing
+    ),
     "causal": Preset("as video, looking at the past only", _cubic, "frame", "causal"),
     "frames": Preset("no kernels in time: each frame alone, the C2D baseline", _none, "frame"),
     "tsm": Preset(
@@ -169,6 +185,8 @@ PRESETS: dict[str, Preset] = {
         "frame",
         shifts=True,
     ),
+    "joint": Preset("attention sees the tokens of all frames, or of several", _none, "frame", attention="joint"),
+    "divided": Preset("attention over time ahead of each block of attention", _none, "frame", attention="divided"),
 }
 
 
@@ -188,10 +206,48 @@ def decide(seen: Sequence[Seen], preset: Preset, profile: Profile) -> tuple[Laye
     timings = preset.timings(seen)
     plans = []
     for one in seen:
-        plan = _decide_one(one, timings.get(one.path, Timing(1)), preset, profile)
+        if one.adapter and one.adapter.kind == "attention" and preset.attention != "joint":
+            continue
+        plan = _decide_one(one, timings.get(one.path, Timing()), preset, profile)
         if plan:
             plans.append(plan)
-    return tuple(plans)
+    return joint_plans(plans, seen) if preset.attention == "joint" else tuple(plans)
+
+
+def follow_strides(plan: Plan, seen: Sequence[Seen], profile: Profile) -> Plan:
+    """Let what enlarges maps follow a plan's strides, which rules may have changed; note how short time gets."""
+    timings = {one.path: Timing(one.time_kernel, one.time_stride, one.time_scale) for one in plan.layers}
+    if all(timing[1:] == (1, 1) for timing in timings.values()):
+        return plan
+    walked = walk(seen, Given(timings))
+    layers = tuple(_following(layer, walked.timings.get(layer.path, Timing()), profile) for layer in plan.layers)
+    return replace(plan, layers=layers, time_shrink=walked.shrink)
+
+
+def _following(layer: LayerPlan, timing: Timing, profile: Profile) -> LayerPlan:
+    if (layer.time_stride, layer.time_scale) == timing[1:] or layer.kind not in ("transposed", "resize"):
+        return layer
+    kernel = timing.kernel if layer.kind == "resize" else max(layer.time_kernel, timing.scale)
+    timed = replace(layer, time_kernel=kernel, time_stride=timing.stride, time_scale=timing.scale)
+    if layer.kind == "transposed":
+        present = present_tap(kernel, layer.padding)
+        by_name = isinstance(layer.profile, str) and layer.profile  # taps of your own are as many as they are
+        written = write_profile(by_name or profile, kernel, center=present, scale=timing.scale)
+        return replace(timed, action="inflate", profile=written)
+    resized = timing.stride > 1 or timing.scale > 1
+    return replace(timed, action="resize" if resized else "frame", reason="" if resized else SPACE_ALONE)
+
+
+def _laid_out(one: Seen, timed: LayerPlan, preset: Preset, profile: Profile) -> LayerPlan:
+    """Plan the kernel in time of a convolution."""
+    if profile == ACS:
+        cubic = timed.time_kernel == max(timed.kernel or (0,))
+        if cubic and isinstance(one.layer, nn.Conv2d) and can_stand_on_sides(one.layer):
+            return replace(timed, action="inflate", time_kernel=spans(one.layer), profile=ACS)
+        profile = "mean"
+    present = present_tap(timed.time_kernel, preset.padding)
+    written = write_profile(profile, timed.time_kernel, center=present, scale=timed.time_scale)
+    return replace(timed, action="inflate", profile=written)
 
 
 def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
@@ -208,24 +264,23 @@ def _decide_one(  # noqa: PLR0911 - one line for each kind of layer
         rows_inside=one.rows_inside,
         kind=kind or "",
     )
+    if kind == "resize" and (timing == Timing() or one.batch_factor == 0):
+        return replace(plan, reason=SPACE_ALONE)
     if one.batch_factor == 0 and (kind or kernel):
         return replace(plan, reason="its batch does not grow with the pictures")
+    timed = replace(plan, time_kernel=timing.kernel, time_stride=timing.stride, time_scale=timing.scale)
+    if kind in ("conv", "transposed", "pool", "resize") and timing == Timing():
+        return plan
     if kind in ("conv", "transposed"):
-        if timing == Timing(1):
-            return plan
-        if preset.shifts:
-            return replace(plan, action="shift")
-        laid_out = write_profile(profile, timing.kernel, center=present_tap(timing.kernel, preset.padding))
-        return replace(plan, action="inflate", time_kernel=timing.kernel, time_stride=timing.stride, profile=laid_out)
-    if kind == "pool":
-        timed = replace(plan, action="pool", time_kernel=timing.kernel, time_stride=timing.stride)
-        return timed if timing != Timing(1) else plan
+        return replace(plan, action="shift") if preset.shifts else _laid_out(one, timed, preset, profile)
+    if kind in ("pool", "resize"):
+        return replace(timed, action=kind)
     if kind == "gate" and len(one.in_shape) != 4:
         return replace(plan, reason="it runs on tokens here")
     if kind == "gate":
         return replace(plan, action="clip" if preset.context == "clip" else "frame")
-    if kind == "drop":
-        return replace(plan, action="drop")
+    if kind in ("drop", "attention"):
+        return replace(plan, action="drop" if kind == "drop" else "frame")
     if kernel and max(kernel) > 1:
         return replace(plan, reason=one.reason or "no adapter knows its type")
     return replace(plan, reason=one.reason) if one.reason else None

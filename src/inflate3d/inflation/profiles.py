@@ -15,6 +15,7 @@ from inflate3d.errors import InflateError, nearest_names
 Profile = str | Sequence[float] | Callable[[int], Sequence[float]]
 
 RANDOM = "random"  # a fresh kernel instead of a laid out one, for ablations: it has no taps
+ACS = "acs"  # 2D kernels on three sides of a volume, see acs.py: they have no taps either
 FAMILY_PREFIX = "lambda="
 
 SUM_TOLERANCE = 1e-6  # what float32 or six decimals leave of a sum of one
@@ -27,7 +28,8 @@ FAMILY: dict[str, float] = {
     "center": 1.0,  # the present frame alone; Source: Girdhar et al. 2018 (Detect-and-Track), center initialization
     "negative": 2.0,  # (2T-1)/T on the present frame, -1/T elsewhere; Source: Mansimov et al. 2015, from memory
 }
-PROFILE_NAMES = (*FAMILY, "shift", f"{FAMILY_PREFIX}NUMBER", RANDOM)
+WITH_TAPS = (*FAMILY, "shift", f"{FAMILY_PREFIX}NUMBER")
+PROFILE_NAMES = (*WITH_TAPS, RANDOM, ACS)
 
 
 def shift(num_taps: int, center: int, channels: int | None) -> Tensor:
@@ -114,11 +116,19 @@ def profile_taps(
         return shift(time_kernel, present, channels)
     if profile in FAMILY or profile.startswith(FAMILY_PREFIX):
         return family(time_kernel, present, FAMILY[profile] if profile in FAMILY else _parse_lambda(profile))
+    if profile == ACS:
+        raise InflateError(
+            "ACS kernels stand on three sides of the volume and are not laid out in time, so they have no taps",
+            where="profile_taps",
+            expected=", ".join(WITH_TAPS) + ", a vector or a function",
+            got=repr(profile),
+            fix='give a whole model such kernels: inflate(model2d, "isotropic", profile="acs")',
+        )
     if is_random(profile):
         raise InflateError(
             "a random kernel is drawn anew, not laid out from a 2D one, so it has no taps",
             where="profile_taps",
-            expected=", ".join(PROFILE_NAMES[:-1]) + ", a vector or a function",
+            expected=", ".join(WITH_TAPS) + ", a vector or a function",
             got=repr(profile),
             fix="use inflate_weight, which draws it; or choose another profile",
         )
@@ -175,19 +185,54 @@ def phase_taps(
             got=f"time_kernel={time_kernel}, stride={stride}, cropped_front={cropped_front}",
             fix=f"take time_kernel={max(time_kernel, stride)} and leave cropped_front out",
         )
-    rows = {}
-    for present in range(first, first + stride):
-        length = len(range(present % stride, time_kernel, stride))
-        center = length - 1 - present // stride
-        rows[present % stride] = profile_taps(profile, length, center=center, channels=channels).flip(-1)
+    rows = [
+        profile_taps(profile, length, center=center, channels=channels)
+        for length, center in phases(time_kernel, stride, cropped_front=first)
+    ]
+    return kernel_of_phases(rows, time_kernel, cropped_front=first)
+
+
+def phases(time_kernel: int, stride: int, *, cropped_front: int | None = None) -> list[tuple[int, int]]:
+    """Tell how many taps output frames `i*stride + 0, 1, ...` of a transposed convolution have, and the present one.
+
+    Example:
+        >>> phases(4, 2), phases(3, 2)
+        ([(2, 1), (2, 0)], [(2, 1), (1, 0)])
+    """
+    first = (time_kernel - stride) // 2 if cropped_front is None else cropped_front
+    lengths = [len(range(present % stride, time_kernel, stride)) for present in range(first, first + stride)]
+    return [(length, length - 1 - present // stride) for present, length in enumerate(lengths, start=first)]
+
+
+def kernel_of_phases(rows: Sequence[Tensor], time_kernel: int, *, cropped_front: int | None = None) -> Tensor:
+    """Put the taps of all phases, each from past to future, into one kernel, which runs backwards; see `phases`."""
+    stride = len(rows)
+    first = (time_kernel - stride) // 2 if cropped_front is None else cropped_front
     taps = rows[0].new_empty(*rows[0].shape[:-1], time_kernel)
-    for phase, row in rows.items():
-        taps[..., phase::stride] = row
+    for present, row in enumerate(rows, start=first):
+        taps[..., present % stride :: stride] = row.flip(-1)
     return taps
 
 
-def write_profile(profile: Profile, time_kernel: int, *, center: int | None = None) -> str | tuple[float, ...]:
+def around_present(taps: Tensor, stride: int) -> Tensor:
+    """Turn the taps of an ordinary kernel, past to future, into those of a transposed one; for proofs.
+
+    Each phase takes as many as it has, around the present one.
+    """
+    time_kernel = len(taps)
+    if stride == 1:
+        return taps.flip(0)
+    present = (time_kernel - 1) // 2
+    rows = [taps[present - center :][:length] for length, center in phases(time_kernel, stride)]
+    return kernel_of_phases(rows, time_kernel)
+
+
+def write_profile(
+    profile: Profile, time_kernel: int, *, center: int | None = None, scale: int = 1
+) -> str | tuple[float, ...]:
     """Write a profile down as a name or as taps, so that a plan can go to JSON.
+
+    Taps of a transposed convolution that makes time `scale` times as long are those of `phase_taps`.
 
     Raises:
         InflateError: `profile_taps` refuses it.
@@ -196,9 +241,12 @@ def write_profile(profile: Profile, time_kernel: int, *, center: int | None = No
         >>> write_profile("center", 3), write_profile(lambda num_taps: [1 / num_taps] * num_taps, 4)
         ('center', (0.25, 0.25, 0.25, 0.25))
     """
-    if is_random(profile):
-        return RANDOM
-    taps = profile_taps(profile, time_kernel, center=center, channels=SHIFTED_SHARE)
+    if isinstance(profile, str) and profile in (RANDOM, ACS):
+        return profile
+    if scale > 1:
+        taps = phase_taps(profile, time_kernel, scale, channels=SHIFTED_SHARE)
+    else:
+        taps = profile_taps(profile, time_kernel, center=center, channels=SHIFTED_SHARE)
     return profile if isinstance(profile, str) else tuple(taps.tolist())
 
 
@@ -215,7 +263,7 @@ def check_count(name: str, value: object) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InflateError(
-            f"{name} counts frames",
+            f"{name} is no number of frames",
             where=name,
             expected="a whole number, 1 or more",
             got=repr(value),

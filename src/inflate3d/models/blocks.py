@@ -6,7 +6,7 @@ that their features can be had too.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, is_count, nearest_names
+from inflate3d.inflation.convolution import Geometry, convolve
 
 CHANNELS = {2: "optical flow (horizontal, vertical)", 3: "red, green, blue"}
 
@@ -186,7 +187,10 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
         >>> same_padding(64, kernel=7, stride=2), same_padding(79, kernel=7, stride=2)
         ((2, 3), (3, 3))
     """
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    # no division of negative numbers, which OpenVINO rounds up, and no question about a size that is a symbol
+    total = kernel - 1 if stride == 1 else ((size + stride - 1) // stride - 1) * stride + kernel - size
+    if kernel < stride:
+        total = max(total, 0)
     return total // 2, total - total // 2
 
 
@@ -216,16 +220,15 @@ class SameConv3d(nn.Conv3d):
 
         With static padding, the first convolution of I3D rounds odd sizes down.
         """
-        pads = _pads(x, self)
+        return self.padded(x, pads_of(x, self))
+
+    def padded(self, x: Tensor, pads: Pads) -> Tensor:
+        """Convolve `[b, c, t, h, w]` with so many zeros in front of each axis and behind it."""
         front = tuple(pad[0] for pad in pads)
         if _lopsided(pads):
             x = F.pad(x, _for_torch(pads))
             front = (0, 0, 0)
-        return self.convolve(x, front)
-
-    def convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-        """Convolve `[b, c, t, h, w]` with as many zeros on either side of each axis."""
-        return F.conv3d(x, self.weight, self.bias, self.stride, padding)
+        return convolve(x, self.weight, self.bias, geometry=Geometry(self.stride, front))
 
 
 class SameMaxPool3d(nn.Module):
@@ -239,9 +242,9 @@ class SameMaxPool3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `[b, c, t, h, w]` to `[b, c, ceil(t/st), ceil(h/sh), ceil(w/sw)]`."""
-        pads = _pads(x, self)
+        pads = pads_of(x, self)
         front = [pad[0] for pad in pads]
-        if self.rule == "static" and _lopsided(pads):
+        if (self.rule == "static" or not _known(pads)) and _lopsided(pads):
             x = F.pad(x, _for_torch(pads), value=float("-inf"))
             front = [0, 0, 0]
         # ceil_mode adds the one cell that SAME may want behind and not in front; no padded copy is made. This holds
@@ -253,7 +256,23 @@ class SameMaxPool3d(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}"
 
 
-def _pads(x: Tensor, layer: SameConv3d | SameMaxPool3d) -> Pads:
+class _Padded(Protocol):
+    rule: Padding
+
+    @property
+    def kernel_size(self) -> Sequence[int]: ...
+
+    @property
+    def stride(self) -> Sequence[int]: ...
+
+
+def pads_of(x: Tensor, layer: _Padded) -> Pads:
+    """Tell what a layer puts around a clip `[b, c, t, h, w]`, along time, height and width.
+
+    Example:
+        >>> pads_of(torch.zeros(1, 3, 9, 10, 11), SameMaxPool3d((1, 3, 3), stride=(1, 2, 2)))
+        [(0, 0), (0, 1), (1, 1)]
+    """
     axes = zip(x.shape[2:], layer.kernel_size, layer.stride, strict=True)
     if layer.rule == "static":
         return [static_padding(k, s) for _, k, s in axes]
@@ -261,7 +280,12 @@ def _pads(x: Tensor, layer: SameConv3d | SameMaxPool3d) -> Pads:
 
 
 def _lopsided(pads: Pads) -> bool:
-    return any(before != behind for before, behind in pads)
+    return not _known(pads) or any(before != behind for before, behind in pads)
+
+
+def _known(pads: Pads) -> bool:
+    """Whether they are numbers; in an export for clips of any length they are symbols."""
+    return all(isinstance(side, int) for pad in pads for side in pad)
 
 
 def _for_torch(pads: Pads) -> list[int]:

@@ -7,7 +7,7 @@ Deviation: batch norm has an affine scale, which TensorFlow's has not; it starts
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
@@ -81,9 +81,18 @@ TRUNK: dict[str, Conv | Pool | Mixed] = {
     "Mixed_5c": Mixed(384, 192, 384, 48, 128, 128),
 }
 
+# Layers that look through time, each with those behind it that do not: a few frames of them can be run together
+JOINED = (
+    ("Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1"),
+    ("Conv3d_2c_3x3", "MaxPool3d_3a_3x3"),
+)
+
 # The head's inner steps have no name at DeepMind's; Logits and Predictions have.
 HEAD = ("AvgPool_2x7x7", "Logits_per_step", "Logits", "Predictions")
 ENDPOINTS = (*TRUNK, *HEAD)
+
+
+RunJoined = Callable[[Sequence[nn.Module], Tensor], Tensor]
 
 
 class Unit3d(nn.Sequential):
@@ -196,6 +205,7 @@ class InceptionI3d(nn.Module):
         for name, layer in TRUNK.items():
             self.add_module(name, _build(layer, channels))
             channels = _out_channels(layer, channels)
+        self.run_joined: RunJoined | None = None  # in place of one layer of `JOINED` after the other
         self.dropout = nn.Dropout(dropout)
         classifier = SameConv3d(channels, num_classes, (1, 1, 1), stride=(1, 1, 1), bias=True)
         self.Logits = nn.ModuleDict({"Conv3d_0c_1x1": nn.ModuleDict({"conv_3d": classifier})})
@@ -235,7 +245,18 @@ class InceptionI3d(nn.Module):
             >>> {name: list(value.shape) for name, value in found.items()}
             {'MaxPool3d_3a_3x3': [1, 192, 9, 25, 25], 'Mixed_3b': [1, 256, 9, 25, 25]}
         """
-        return run_endpoints(self._step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
+        wanted = {names} if isinstance(names, str) else set(names := list(names))
+        rest = {name: first for first, *rest in JOINED if not wanted & {first, *rest[:-1]} for name in rest}
+
+        def step(name: str, x: Tensor) -> Tensor:
+            if self.run_joined and name in rest:
+                return x  # it ran with the first one
+            if self.run_joined and name in rest.values():
+                group = [name, *(other for other, first in rest.items() if first == name)]
+                return self.run_joined([self.get_submodule(one) for one in group], x)
+            return self._step(name, x)
+
+        return run_endpoints(step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
 
     def _step(self, name: str, x: Tensor) -> Tensor:
         if name == "AvgPool_2x7x7":

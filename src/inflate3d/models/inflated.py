@@ -104,7 +104,7 @@ def inflated_classifier(
     if num_classes != last.out_features:
         model2d.set_submodule(path, nn.Linear(last.in_features, num_classes))
     shape = example_shape(model2d, source)
-    mean, std = _mean_and_std(model2d, source)
+    mean, std = mean_and_std(model2d, source)
     if in_channels != shape[0]:
         model2d = with_input_channels(model2d, in_channels, example=torch.zeros(1, *shape))
         # zero stays zero: flow that stands still
@@ -128,7 +128,7 @@ def _classifier(model2d: nn.Module) -> tuple[str, nn.Linear]:
     return linear[-1]
 
 
-def _mean_and_std(model2d: nn.Module, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(model2d: nn.Module, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Tell how the pixels in 0..1 were normalized for the 2D model."""
     config = getattr(model2d, "pretrained_cfg", None) or {}
     if "mean" in config:

@@ -8,7 +8,7 @@ from typing import Any
 import torchvision.models
 from torch import nn
 
-from inflate3d.errors import InflateError, import_extra, nearest_names
+from inflate3d.errors import InflateError, import_extra, is_count, nearest_names
 from inflate3d.inflation.pictures import DEFAULT_SHAPE, Shape, input_shape_of
 
 NO_WEIGHTS = "none"
@@ -30,7 +30,9 @@ TORCHVISION_WITHOUT_EXTRA_HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def find_2d_model(name: str, *, weights: str = NO_WEIGHTS, **options: Any) -> nn.Module:
+def find_2d_model(
+    name: str, *, weights: str = NO_WEIGHTS, first_stride: int | None = None, **options: Any
+) -> nn.Module:
     """Build a 2D model by name, in eval mode.
 
     Args:
@@ -40,11 +42,13 @@ def find_2d_model(name: str, *, weights: str = NO_WEIGHTS, **options: Any) -> nn
             called because you name it here.
         weights: `none` leaves random ones; `pretrained` lets timm or torchvision download theirs. A file of weights
             goes into the finished model: `inflate3d.weights.load.load_checkpoint(model, FILE)`.
+        first_stride: Of the first convolution, instead of its own: 1 keeps what is small apart, on pictures or volumes
+            of few pixels. Weights do not change.
         options: Handed on to the builder: `num_classes=7`. For `hf/` they are entries of the config: `num_labels=7`.
 
     Raises:
-        InflateError: There is no such model, its weights cannot be had, a package is missing, or the function does
-            not return a model.
+        InflateError: There is no such model, its weights cannot be had, a package is missing, the function does not
+            return a model, or it has no first convolution of which to change the stride.
 
     Example:
         >>> import torch
@@ -71,7 +75,23 @@ def find_2d_model(name: str, *, weights: str = NO_WEIGHTS, **options: Any) -> nn
     if source == "torchvision":
         for attribute, value in TORCHVISION_WITHOUT_EXTRA_HEADS.get(rest, {}).items():
             setattr(model, attribute, value)
+    if first_stride is not None:
+        _set_first_stride(model, first_stride, name)
     return model.eval()
+
+
+def _set_first_stride(model: nn.Module, stride: int, name: str) -> None:
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    sides = (first.kernel_size, first.stride) if first else ((), ())
+    if first is None or not is_count(stride, max(sides[0])) or sides[0] == sides[1]:
+        raise InflateError(
+            "the first convolution cannot be given this stride",
+            where=name,
+            expected="a convolution whose kernel overlaps, and a stride from 1 to its size",
+            got=f"first_stride={stride!r}, {first}",
+            fix="leave first_stride out, and take a finer spacing or larger pictures instead",
+        )
+    first.stride = (stride, stride)
 
 
 def extra_heads(name: str) -> tuple[str, ...]:

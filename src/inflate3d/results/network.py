@@ -9,10 +9,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from inflate3d.axes import frames_to_clip
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.clips.sampling import Window, windows
-from inflate3d.clips.transforms import CROPS, CropKind, crops, resize_picture, to_range
+from inflate3d.clips.transforms import CROPS, CropKind, input_views, resize_picture
 from inflate3d.clips.video import FrameStream, Rate, Source, open_frames, source_name
 from inflate3d.errors import InflateError, check_options, is_count, is_number
 from inflate3d.results.prediction import reason_of
@@ -199,21 +198,8 @@ def begin_reading(source: Source, spec: ClipSpec, options: PredictOptions) -> Re
 
 
 def color_views(frames: Sequence[Shown], spec: ClipSpec, kind: CropKind) -> Iterator[Tensor]:
-    """Make the views `[3, t, crop, crop]` of a window one after the other, as `frames_to_input` makes them together.
-
-    Only one at a time is float32, four times the bytes.
-
-    Args:
-        frames: In the size that the network wants.
-        spec: What the network wants.
-        kind: A key of `inflate3d.clips.transforms.CROPS`.
-
-    Raises:
-        InflateError: A crop larger than the frames.
-    """
-    pictures = torch.stack([frame.picture for frame in frames]).permute(0, 3, 1, 2)
-    for view in crops(pictures, spec.crop, kind).values():
-        yield frames_to_clip(to_range(view.contiguous(memory_format=torch.channels_last), spec.value_range))[0]
+    """Make the views `[3, t, crop, crop]` of a window one after the other, see `input_views`."""
+    return input_views([frame.picture for frame in frames], spec, kind)
 
 
 class Network(NamedTuple, Generic[T]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.clips.sampling import Window
-from inflate3d.clips.transforms import frames_to_input, resize_picture
+from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import FrameStream, Source, source_name
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.results.network import (
@@ -205,7 +205,7 @@ def _calibration_clips(sources: Sequence[Source], spec: ClipSpec, options: Predi
         for source in sources:
             with suppress(InflateError), closing(begin_reading(source, spec, options).windows) as found:
                 few = islice(found, -(-CALIBRATION_CLIPS // len(sources)))
-                clips += [frames_to_input([frame.picture for frame in window.frames], spec) for window in few]
+                clips += [next(color_views(window.frames, spec, "center"))[None] for window in few]
     return clips[:CALIBRATION_CLIPS]
 
 

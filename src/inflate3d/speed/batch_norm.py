@@ -13,10 +13,8 @@ FOLD_TOLERANCE = 1e-4  # of one layer's output, relative to its largest value; f
 
 
 class _Folded(NamedTuple):
-    """A convolution that does the work of the batch norm behind it as well, and what else that norm did."""
+    """What makes a convolution do the work of the batch norm behind it as well, and what else that norm did."""
 
-    convolution: _ConvNd
-    norm: _BatchNorm
     weight: nn.Parameter
     bias: nn.Parameter
     rest: nn.Module
@@ -35,7 +33,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
     Returns:
         Names of the folded batch norms, in the order in which they ran.
     """
-    found: list[_Folded] = []
+    found: list[tuple[_ConvNd, _BatchNorm]] = []  # without what they fold to: that is a second copy of the weights
     runs: Counter[nn.Module] = Counter()
     made: dict[int, tuple[_ConvNd, Tensor, Any]] = {}  # by the id of the output, as long as that lives
 
@@ -49,8 +47,8 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
         if id(given[0]) in made:
             convolution, sample, _ = made.pop(id(given[0]))
             folded = _fold(convolution, layer)
-            if folded and _same(folded, sample, output):
-                found.append(folded)
+            if folded and _same(convolution, folded, sample, output):
+                found.append((convolution, layer))
 
     hooks = [
         module.register_forward_hook(after_convolution if isinstance(module, _ConvNd) else after_norm)
@@ -63,12 +61,14 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> list[str]:
         for hook in hooks:
             hook.remove()
     names = {module: name for name, module in model.named_modules()}
-    once = [one for one in found if runs[one.convolution] == runs[one.norm] == 1]
-    for one in once:
-        one.convolution.weight, one.convolution.bias = one.weight, one.bias
-        owner, _, attribute = names[one.norm].rpartition(".")
-        setattr(model.get_submodule(owner), attribute, one.rest)
-    return [names[one.norm] for one in once]
+    once = [(convolution, norm) for convolution, norm in found if runs[convolution] == runs[norm] == 1]
+    for convolution, norm in once:
+        folded = _fold(convolution, norm)
+        assert folded is not None  # it was one before
+        convolution.weight, convolution.bias = folded.weight, folded.bias
+        owner, _, attribute = names[norm].rpartition(".")
+        setattr(model.get_submodule(owner), attribute, folded.rest)
+    return [names[norm] for _, norm in once]
 
 
 def _fold(convolution: _ConvNd, norm: _BatchNorm) -> _Folded | None:
@@ -89,12 +89,11 @@ def _fold(convolution: _ConvNd, norm: _BatchNorm) -> _Folded | None:
     like = convolution.weight
     parts = [part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None]  # timm's norms
     rest = nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()
-    return _Folded(convolution, norm, nn.Parameter(weight.to(like)), nn.Parameter(bias.to(like)), rest)
+    return _Folded(nn.Parameter(weight.to(like)), nn.Parameter(bias.to(like)), rest)
 
 
-def _same(folded: _Folded, sample: Tensor, wanted: Tensor) -> bool:
-    """Run the convolution with its folded weight, past its hooks, and put the old one back."""
-    convolution = folded.convolution
+def _same(convolution: _ConvNd, folded: _Folded, sample: Tensor, wanted: Tensor) -> bool:
+    """Run a convolution with its folded weight, past its hooks, and put the old one back."""
     kept = convolution.weight, convolution.bias
     convolution.weight, convolution.bias = folded.weight, folded.bias
     try:
@@ -106,4 +105,4 @@ def _same(folded: _Folded, sample: Tensor, wanted: Tensor) -> bool:
 
 def _largest(values: Tensor) -> float:
     """Largest absolute value, without a copy of them."""
-    return max(abs(float(side)) for side in values.aminmax())
+    return max(abs(float(side)) for side in values.detach().aminmax())

@@ -1,14 +1,18 @@
 """Layers that compute what others compute, faster on a CPU: max pools and convolutions."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.models.blocks import SameConv3d, SameMaxPool3d, same_padding, static_padding
+from inflate3d.models.blocks import Pads, SameConv3d, SameMaxPool3d, pads_of, same_padding
+from inflate3d.models.inception import MixedBlock
 
 FRAMES_AT_A_TIME = 4  # which stay in the processor's cache
+FRAMES_IN_A_SLICE = 8  # for each, oneDNN lays the kernel out anew
+LARGE_BYTES = 8 * 2**20
 
 
 class SeparableMaxPool3d(nn.Module):
@@ -70,7 +74,8 @@ class FrameMaxPool3d(nn.Module):
         """Pool `[b, c, t, h, w]` as the pool does."""
         if torch.compiler.is_compiling():  # the number of frames may be a symbol, and a compiler keeps no places
             return cast(Tensor, self.pool(x))
-        return torch.cat([self.pool(frames) for frames in x.split(FRAMES_AT_A_TIME, 2)], 2)
+        parts = [self.pool(frames) for frames in x.split(FRAMES_AT_A_TIME, 2)]
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 def _largest_along(x: Tensor, axis: int, kernel: int, stride: int) -> Tensor:
@@ -130,11 +135,77 @@ class PairedConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to `[b, out, ceil(t/st), ceil(h/sh), ceil(w/2)]`, as the convolution does."""
-        axes = list(zip(x.shape[2:], self.kernel_size, self.stride, strict=True))
-        pads = [static_padding(k, s) if self.rule == "static" else same_padding(n, k, s) for n, k, s in axes]
-        width, kernel, _ = axes[2]
-        columns = (width + sum(pads[2]) - kernel) // 2 + 1 + self.weight.shape[-1] - 1  # pairs that are needed
-        pads[2] = pads[2][0], 2 * columns - width - pads[2][0]
+        return self.padded(x, pads_of(x, self))
+
+    def padded(self, x: Tensor, pads: Pads) -> Tensor:
+        """Convolve `[b, c, t, h, w]` with so many zeros in front of each axis and behind it."""
+        width, front = x.shape[4], pads[2][0]
+        columns = (width + sum(pads[2]) - self.kernel_size[2]) // 2 + self.weight.shape[-1]  # pairs that are needed
+        pads = [*pads[:2], (front, 2 * columns - width - front)]
         x = F.pad(x, [side for pad in reversed(pads) for side in pad])
         x = x.permute(0, 2, 3, 4, 1).unflatten(3, (columns, 2)).flatten(4).permute(0, 4, 1, 2, 3)
         return F.conv3d(x, self.weight, self.bias, (*self.stride[:2], 1))
+
+
+def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Run layers over a few frames at a time, so that what lies between them is never there as a whole.
+
+    Args:
+        layers: The first one a sequence of a convolution and what works on each value alone, as `Unit3d`; the others
+            work within frames.
+        x: `[b, c, t, h, w]`.
+
+    Returns:
+        What they give one after the other.
+    """
+    convolution, *values = cast(nn.Sequential, layers[0])
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if plain or not isinstance(convolution, SameConv3d | PairedConv3d):
+        for layer in layers:
+            x = layer(x)
+        return x
+    (front, back), *around = pads_of(x, convolution)
+    length, kernel, stride = x.shape[2], convolution.kernel_size[0], convolution.stride[0]
+    total = (length + front + back - kernel) // stride + 1
+    found = x
+    for first in range(0, total, FRAMES_IN_A_SLICE):
+        last = min(first + FRAMES_IN_A_SLICE, total)
+        start, stop = first * stride - front, (last - 1) * stride - front + kernel  # of the input, zeros counted
+        part = x[:, :, max(start, 0) : min(stop, length)].to(convolution.weight.dtype)
+        part = convolution.padded(part, [(max(-start, 0), max(stop - length, 0)), *around])
+        for layer in (*values, *layers[1:]):
+            part = layer(part)
+        if first == 0:
+            found = _empty(part, 2, total)
+        found[:, :, first:last] = part
+    return found
+
+
+class JoinedBranches(nn.ModuleDict):
+    """A Mixed block whose branches, where they are large, are written side by side as they come.
+
+    Joined at the end they would be there twice.
+    """
+
+    def __init__(self, block: MixedBlock) -> None:
+        super().__init__(dict(block.items()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, c, t, h, w]` to the outputs of all branches, one after the other along the channels."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.nbytes < LARGE_BYTES:
+            return torch.cat([branch(x) for branch in self.values()], 1)
+        widths = [[value for value in branch.parameters() if value.ndim > 1][-1].shape[0] for branch in self.values()]
+        found, start = x, 0
+        for branch, width in zip(self.values(), widths, strict=True):
+            part = branch(x)
+            if start == 0:
+                found = _empty(part, 1, sum(widths))
+            found[:, start : start + width] = part
+            start += width
+        return found
+
+
+def _empty(like: Tensor, axis: int, size: int) -> Tensor:
+    shape = list(like.shape)
+    shape[axis] = size
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)

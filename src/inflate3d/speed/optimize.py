@@ -12,19 +12,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.inflation.plan import Plan
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
+from inflate3d.models.inception import InceptionI3d, MixedBlock
 from inflate3d.speed.batch_norm import fold_batch_norms
 from inflate3d.speed.int8 import quantize_int8
 from inflate3d.speed.layers import (
     FrameMaxPool3d,
     HalfMaxPool3d,
-    OneDnnConv3d,
+    JoinedBranches,
     PairedConv3d,
     Pointwise,
     SeparableMaxPool3d,
+    run_in_slices,
 )
 from inflate3d.speed.memory import copy_sharing, device_of, give_back_memory, keep_memory, own_values, values_of
 
@@ -167,7 +170,6 @@ def optimize(
         return model
     if precision == "int8":
         return _to_int8(model, calibration)
-    keep_memory()
     fast, steps = _with_faster_layers(model, example)
     if precision == "bf16" and conv3d_is_right(device_of(model)):
         optimized = Optimized(_to_bf16(copy_sharing(fast)), "bf16", [*steps, "bfloat16"])
@@ -183,11 +185,11 @@ def optimize(
                 InflateWarning,
                 stacklevel=2,
             )
-    _replaced(fast, SameConv3d, _onednn, "convolutions by oneDNN")
     if compiled and _has_compiler():
         optimized.model.compile(dynamic=False)
         optimized.steps = (*optimized.steps, COMPILED)
     give_back_memory()
+    keep_memory()  # only now: what was needed on the way would be kept as well
     return _described(optimized, model)
 
 
@@ -233,6 +235,9 @@ def _with_faster_layers(model: nn.Module, example: Tensor | None) -> tuple[nn.Mo
         if not steps:
             fast = to_channels_last(copy_sharing(model))
     own_values(fast, model)
+    if isinstance(fast, InceptionI3d) and device_of(fast).type == "cpu":
+        fast.run_joined = run_in_slices
+        _replaced(fast, MixedBlock, JoinedBranches, "blocks whose branches are written side by side")
     return fast, [*steps, "channels-last"]
 
 
@@ -245,6 +250,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
 
     wanted = run()
     folded = fold_batch_norms(fast, run)
+    give_back_memory()  # the steps of this lie far apart
     steps = [f"{len(folded)} batch norms folded"] if folded else []
     steps += _replaced(fast, SameMaxPool3d, _separable, "max pools made separable")
     steps += _replaced(fast, SameMaxPool3d, _few_frames, "max pools over few frames at a time")
@@ -274,7 +280,13 @@ def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], pre
     like = next((value for value in values_of(model) if value.is_floating_point()), clip)  # a module may have none
     half = precision == "bf16"
     layout = torch.channels_last_3d if clip.ndim == 5 else torch.preserve_format
-    clip = clip.to(like.device, torch.bfloat16 if half else like.dtype, memory_format=layout)
+    in_slices = isinstance(model, InceptionI3d) and model.run_joined is not None  # which are rounded one by one
+    dtype = clip.dtype if half and in_slices else torch.bfloat16 if half else like.dtype
+    eager = not torch.compiler.is_compiling()  # the size of a batch may be a symbol
+    if eager and clip.ndim == 5 and len(clip) == 1 and clip.is_contiguous(memory_format=layout):
+        # of `clip[None]` torch does not see by the strides that it is channels-last, and would copy it
+        clip = frames_to_clip(clip_to_frames(clip))
+    clip = clip.to(like.device, dtype, memory_format=layout)
     with torch.autocast(clip.device.type, torch.bfloat16, enabled=half):
         output = (model if method == "forward" else getattr(model, method))(clip, *args)
     return pytree.tree_map_only(Tensor, lambda value: value.float(), output) if half else output
@@ -287,12 +299,6 @@ def _separable(pool: SameMaxPool3d) -> nn.Module | None:
 
 def _few_frames(pool: SameMaxPool3d) -> nn.Module | None:
     return FrameMaxPool3d(pool) if pool.kernel_size[0] == pool.stride[0] == 1 else None
-
-
-def _onednn(layer: SameConv3d) -> nn.Module | None:
-    weight = layer.weight
-    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return OneDnnConv3d(layer) if fits else None
 
 
 def _paired(layer: SameConv3d) -> nn.Module | None:
@@ -345,17 +351,18 @@ def _described(optimized: Optimized, model: nn.Module) -> Optimized:
 
 
 def _example(model: nn.Module) -> Tensor:
-    """Make two small clips of noise, always the same, such as the model wants.
+    """Make a small clip of noise, always the same, such as the model wants.
 
-    A single one may be too small for oneDNN in torch's eyes; its other way of convolving takes 27 times the memory.
+    Two where it has convolutions of torch's own: for a single one these take another way, with 27 times the memory.
     """
+    count = 2 if any(type(layer) is nn.Conv3d for layer in model.modules()) else 1
     plan = getattr(model, "plan", None)
     if isinstance(plan, Plan):
         channels, height, width = plan.input_shape
-        shape = (2, channels, 3, height, width)
+        shape = (count, channels, 3, height, width)
     else:
         spec: ClipSpec = model.clip_spec  # type: ignore[assignment]  # _check has seen to it
-        shape = (2, int(getattr(model, "in_channels", 3)), spec.min_frames, spec.crop, spec.crop)
+        shape = (count, int(getattr(model, "in_channels", 3)), spec.min_frames, spec.crop, spec.crop)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 

@@ -14,11 +14,12 @@ from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError, in_a_line
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.train.network import build_for
-from inflate3d.train.recipe import Recipe
+from inflate3d.train.recipe import Recipe, Training, VolumeRecipe
 
 FORMAT = 1
 KEY = "inflate3d"
 MODEL = "model."
+KINDS: dict[str, type[Training]] = {"clips": Recipe, "volumes": VolumeRecipe}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -47,11 +48,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
         return read_training(Path(path))
 
 
-def describe_run(recipe: Recipe, class_names: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
+def describe_run(recipe: Training, class_names: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
     """Gather what makes a network out of a checkpoint again, as plain values."""
     plans = [part.plan.to_json() for part in model.modules() if isinstance(part, Inflated)]
     return {
         "format": FORMAT,
+        "kind": next(name for name, kind in KINDS.items() if isinstance(recipe, kind)),
         "recipe": asdict(recipe),
         "class_names": list(class_names),
         "plans": plans,
@@ -80,7 +82,7 @@ def read_training(path: Path) -> dict[str, Any]:
     return found
 
 
-def recipe_in(checkpoint: dict[str, Any], where: str) -> tuple[Recipe, tuple[str, ...]]:
+def recipe_in(checkpoint: dict[str, Any], where: str) -> tuple[Training, tuple[str, ...]]:
     """Give the recipe and the classes of a checkpoint.
 
     Raises:
@@ -89,7 +91,8 @@ def recipe_in(checkpoint: dict[str, Any], where: str) -> tuple[Recipe, tuple[str
     try:
         stored = dict(checkpoint[KEY]["recipe"])
         stored["lr_steps"] = tuple(tuple(pair) for pair in stored["lr_steps"])
-        return Recipe(**stored), tuple(map(str, checkpoint[KEY]["class_names"]))
+        kind = KINDS[checkpoint[KEY].get("kind", "clips")]
+        return kind(**stored), tuple(map(str, checkpoint[KEY]["class_names"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InflateError(
             "the recipe in the checkpoint is not one of this version",
@@ -121,6 +124,14 @@ def load_trained(
     path = Path(path)
     checkpoint = read_training(path)
     recipe, class_names = recipe_in(checkpoint, str(path))
+    if not isinstance(recipe, Recipe):
+        raise InflateError(
+            "the checkpoint is of a network for volumes",
+            where=str(path),
+            expected="a network for videos",
+            got=f"recipe {recipe.name}",
+            fix=f"inflate3d predict SCANS --model {path.parent / 'model.safetensors'}",
+        )
     model = build(recipe, class_names) if build else build_for(recipe, class_names, start=False)
     try:
         model.load_state_dict(weights_in(checkpoint))

@@ -22,7 +22,7 @@ from inflate3d.errors import InflateError, InflateWarning, list_faults
 from inflate3d.flow.methods import MethodName, find_method, with_flow
 from inflate3d.flow.quantize import quantize
 from inflate3d.train.module import Batch, to_input
-from inflate3d.train.recipe import STREAM_CHANNELS, Recipe
+from inflate3d.train.recipe import STREAM_CHANNELS, Recipe, Training
 
 Drawn = tuple[int, int]  # a sample, and the seed of what is drawn for it
 TRIES = 32  # clips in a row that may fail to be read before another is not looked for
@@ -200,7 +200,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, count: int, recipe: Recipe, *, classes: Sequence[int] | None = None, rank: int = 0, world: int = 1
+        self, count: int, recipe: Training, *, classes: Sequence[int] | None = None, rank: int = 0, world: int = 1
     ) -> None:
         self.count, self.classes, self.rank, self.world = count, classes, rank, world
         self.batch_size, self.accumulate, self.seed = recipe.batch_size, recipe.accumulate, recipe.seed
@@ -268,12 +268,9 @@ class Loader(DataLoader[Batch]):
         self.batches.begin(state["epoch"], state["start"])
 
 
-def val_loader(
-    data: ClipDataset | FeatureDataset, recipe: Recipe, workers: int, *, rank: int = 0, world: int = 1
-) -> DataLoader[Batch]:
-    """Load the samples one after the other, each N-th of them on N devices."""
-    drawn = [(index, 0) for index in range(rank, len(data), world)]
-    size = recipe.batch_size
+def val_loader(data: Dataset[Any], size: int, workers: int, *, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
+    """Load the samples one after the other, so many at a time, each N-th of them on N devices."""
+    drawn = [(index, 0) for index in range(rank, len(data), world)]  # type: ignore[arg-type]  # ours have a length
     batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
     return DataLoader(
         data, batch_sampler=batches, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0

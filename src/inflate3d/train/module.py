@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from inflate3d.train.network import head_of, keep_frozen_in_eval
-from inflate3d.train.recipe import Recipe
+from inflate3d.train.recipe import Recipe, Training
 
 
 class Batch(TypedDict):
@@ -27,7 +27,58 @@ class Batch(TypedDict):
     valid: Tensor
 
 
-class ClipTask(L.LightningModule):
+class Learning(L.LightningModule):
+    """A network that learns by a recipe, whatever it sees: seeds, clipped gradients, optimizer, schedule.
+
+    Args:
+        model: What learns.
+        recipe: How it learns.
+        total_steps: Steps of the optimizer in all.
+    """
+
+    score_name = "val_score"
+
+    def __init__(self, model: nn.Module, recipe: Training, total_steps: int) -> None:
+        super().__init__()
+        self.model, self.recipe, self.total_steps = model, recipe, total_steps
+
+    @property
+    def val_batch_size(self) -> int:
+        """Samples at a time in validation."""
+        return self.recipe.batch_size
+
+    def head(self) -> nn.Module | None:
+        """Find the last layer, if it learns at a rate of its own."""
+        return None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw what is drawn in this step from its number, so that a run that goes on draws what it would have."""
+        step = self.trainer.current_epoch * 1_000_003 + batch_idx
+        torch.manual_seed((self.recipe.seed * 7919 + step) * 1009 + self.global_rank)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip gradients; Lightning refuses to, with fused optimizers."""
+        if self.recipe.clip_norm:
+            whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)  # FSDP's own, over all devices
+            if whole is not None:
+                whole(self.recipe.clip_norm)
+            else:
+                nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and the schedule of the recipe."""
+        recipe = self.recipe
+        groups = parameter_groups(self.model, recipe, self.head())
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, step, self.total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ClipTask(Learning):
     """A network that learns what is in clips.
 
     Args:
@@ -41,16 +92,20 @@ class ClipTask(L.LightningModule):
     def __init__(
         self, model: nn.Module, recipe: Recipe, num_classes: int, *, tail: nn.Module | None = None, total_steps: int = 1
     ) -> None:
-        super().__init__()
-        self.model, self.recipe, self.num_classes = model, recipe, num_classes
+        super().__init__(model, recipe, total_steps)
+        self.recipe: Recipe
+        self.num_classes = num_classes
         self.running = (model if tail is None else tail,)  # in a tuple, since its layers are registered as the model's
-        self.total_steps = total_steps
         several = recipe.task != "classes"
         self.val_loss: Metric = MeanMetric()
         self.val_score: Metric = (
             MultilabelAveragePrecision(num_classes) if several else MulticlassAccuracy(num_classes, average="micro")
         )
         self.score_name = "val_map" if several else "val_top1"
+
+    def head(self) -> nn.Module:
+        """Find the last layer."""
+        return head_of(self.model, self.num_classes)[1]
 
     def forward(self, clip: Tensor) -> Tensor:
         """Answer clips `[b, c, t, h, w]`, uint8 or in -1..1, with logits `[b, classes]`."""
@@ -68,11 +123,6 @@ class ClipTask(L.LightningModule):
         if mode:
             keep_frozen_in_eval(self.model, self.recipe)
         return self
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw what is drawn in this step from its number, so that a run that goes on draws what it would have."""
-        step = self.trainer.current_epoch * 1_000_003 + batch_idx
-        torch.manual_seed((self.recipe.seed * 7919 + step) * 1009 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Give the loss of a batch."""
@@ -116,27 +166,6 @@ class ClipTask(L.LightningModule):
         self.val_score.update(logits, target.long())
         self.log("val_loss", self.val_loss, prog_bar=True)
         self.log(self.score_name, self.val_score, prog_bar=True)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip gradients; Lightning refuses to, with fused optimizers."""
-        if self.recipe.clip_norm:
-            whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)  # FSDP's own, over all devices
-            if whole is not None:
-                whole(self.recipe.clip_norm)
-            else:
-                nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
-
-    def configure_optimizers(self) -> Any:
-        """Make the optimizer and the schedule of the recipe."""
-        recipe = self.recipe
-        groups = parameter_groups(self.model, recipe, self.num_classes)
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, step, self.total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def to_input(clip: Tensor) -> Tensor:
@@ -182,9 +211,9 @@ def frames_loss(steps: Tensor, target: Tensor) -> Tensor:
     return (local + whole) / 2
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe, num_classes: int) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, recipe: Training, last: nn.Module | None) -> list[dict[str, Any]]:
     """Part what is trained: decayed or not, last layer or not."""
-    head = {id(value) for value in head_of(model, num_classes)[1].parameters()}
+    head = {id(value) for value in last.parameters()} if last else set()
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for value in model.parameters():
         if value.requires_grad:
@@ -199,7 +228,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe, num_classes: int) -> list
     ]
 
 
-def lr_factor(recipe: Recipe, step: int, total_steps: int) -> float:
+def lr_factor(recipe: Training, step: int, total_steps: int) -> float:
     """Tell by how much the learning rate of a step differs from `lr`.
 
     Example:

@@ -16,7 +16,7 @@ from inflate3d.inflation.inflated import Inflated
 from inflate3d.models.inception import ENDPOINTS, InceptionI3d
 from inflate3d.models.zoo import build_network
 from inflate3d.speed.optimize import optimize, to_channels_last
-from inflate3d.train.recipe import HEAD, STREAM_CHANNELS, Recipe
+from inflate3d.train.recipe import HEAD, STREAM_CHANNELS, Recipe, Training
 from inflate3d.weights.catalogue import CATALOGUE
 from inflate3d.weights.fetch import fetched_path
 from inflate3d.weights.load import TORCHVISION, load, load_checkpoint
@@ -121,7 +121,7 @@ def freeze(model: nn.Module, recipe: Recipe, num_classes: int) -> None:
                 layer.requires_grad_(False)
 
 
-def keep_frozen_in_eval(model: nn.Module, recipe: Recipe) -> None:
+def keep_frozen_in_eval(model: nn.Module, recipe: Training) -> None:
     """Put batch norms and dropouts of what is frozen into eval mode: their statistics are not to move."""
     for layer in model.modules():
         values = list(layer.parameters(recurse=False))

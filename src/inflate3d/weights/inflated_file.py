@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.atomic import replacing
+from inflate3d.clips.volume_spec import VolumeSpec
 from inflate3d.errors import InflateError, in_a_line, is_count, list_faults
 from inflate3d.inflation.build import build, check_model
 from inflate3d.inflation.channels import with_input_channels
@@ -24,9 +25,10 @@ from inflate3d.weights.stored import shape_and_type
 VERSION = 1
 MAX_LETTERS = 64 * 2**20  # of the metadata; the plan of a network with a thousand layers takes half a million
 # What is built takes memory before the tensors are compared: pixels of a side, frames of a kernel, classes
-MAX_SIDE, MAX_FRAMES, MAX_COUNT = 4096, 1024, 1_000_000
+MAX_SIDE, MAX_FRAMES, MAX_COUNT, MAX_WIDTH = 4096, 1024, 1_000_000, 4096
 # What a file may hand to the builder of a package; others name files and addresses: timm unpickles a checkpoint_path
 OPTIONS = ("num_classes", "in_chans", "img_size", "global_pool", "num_labels", "num_channels", "image_size", "classes")
+WIDTHS = ("decoder_channels", "encoder_depth", "first_stride")  # smaller ones: each stands for a square of weights
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class InflatedCard:
         class_names: One for each logit, or none.
         tensors_sha256: Hash of the weights, see `tensors_sha256`.
         versions: Of the packages that made the file.
+        volume: What it wants to be fed, if it is a network for volumes.
     """
 
     name: str
@@ -52,6 +55,7 @@ class InflatedCard:
     class_names: tuple[str, ...] = field(default=(), repr=False)
     tensors_sha256: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    volume: VolumeSpec | None = None
 
     def to_json(self) -> str:
         """Write the card as JSON."""
@@ -71,7 +75,9 @@ class InflatedCard:
             if not isinstance(found, dict) or found.pop("version", None) != VERSION:
                 raise ValueError("another version")
             plan = Plan.from_json(json.dumps(found.pop("plan", None)))
-            card = InflatedCard(**{**found, "plan": plan, "class_names": tuple(found.get("class_names", ()))})
+            volume = VolumeSpec.from_plain(found["volume"]) if found.get("volume") else None
+            names = tuple(found.get("class_names", ()))
+            card = InflatedCard(**{**found, "plan": plan, "class_names": names, "volume": volume})
             texts = [card.name, card.weights, card.tensors_sha256, *card.class_names, *card.options, *card.versions]
             if not all(isinstance(one, str) for one in texts) or card.time_pool not in get_args(TimePool):
                 raise ValueError("a name or a text is none")
@@ -103,7 +109,7 @@ def save_inflated(
     """Write an inflated model, and see that the file gives it back; an interrupted run leaves the file as it was.
 
     Args:
-        model3d: Made by `inflate` or `build`.
+        model3d: Made by `inflate` or `build`. A `VolumeSpec` that it has as `volume_spec` is written too.
         path: FILE.safetensors.
         name: Where the code of its 2D model comes from: `timm/resnet50`, `module:function`; see `find_2d_model`.
         options: For the builder of that name, such as `{"num_classes": 7}`. A function of yours gets none.
@@ -145,6 +151,7 @@ def save_inflated(
         class_names,
         tensors_sha256(state),
         {package: version(package) for package in ("inflate3d", "torch", "torchvision", "timm")},
+        spec if isinstance(spec := getattr(model3d, "volume_spec", None), VolumeSpec) else None,
     )
     with replacing(path) as draft:
         write_safetensors(state, draft, {INFLATED_KEY: card.to_json()})
@@ -192,6 +199,8 @@ def load_inflated(path: str | Path, *, model2d: nn.Module | None = None, trust: 
     _fill(model3d, state, str(path))
     if card.class_names:
         model3d.class_names = card.class_names  # type: ignore[assignment]  # nn.Module knows no others
+    if card.volume:
+        model3d.volume_spec = card.volume  # type: ignore[assignment]  # likewise
     return model3d
 
 
@@ -225,7 +234,7 @@ def _model2d(card: InflatedCard, where: str, trust: bool) -> nn.Module:
         raise InflateError(
             "no file may name such options",
             where=where,
-            expected=f"{', '.join(OPTIONS)}; numbers up to {MAX_COUNT}",
+            expected=f"{', '.join(OPTIONS)}, numbers up to {MAX_COUNT}; {', '.join(WIDTHS)}, up to {MAX_WIDTH}",
             got=", ".join(f"{name}={card.options[name]!r:.40}" for name in refused),
             fix="build the 2D model in a function of yours, and name it: module:function",
         )
@@ -237,6 +246,8 @@ def _model2d(card: InflatedCard, where: str, trust: bool) -> nn.Module:
 
 def _is_harmless(name: str, value: object) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
+    if name in WIDTHS:
+        return len(values) <= 6 and all(is_count(one, MAX_WIDTH) for one in values)
     fine = all(one is None or one == 0 or isinstance(one, str | bool) or is_count(one, MAX_COUNT) for one in values)
     return name in OPTIONS and fine and len(values) <= 3
 

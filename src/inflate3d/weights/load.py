@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inflate3d.errors import InflateError, InflateWarning, check_choice, nearest_names
 from inflate3d.inflation.kernels import load_2d_into
 from inflate3d.models.blocks import check_classes
+from inflate3d.models.ct import CT_NAME, CtResNet152
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.weights.catalogue import CATALOGUE, Card, read_labels
 from inflate3d.weights.checkpoint import INFLATED_KEY, Checkpoint, card_in, metadata_in, read_checkpoint, read_weights
@@ -255,7 +256,10 @@ def _load_own(
     known = label_set or (card.label_set if classes == card.num_classes else None)
     shape = (classes, card.in_channels)
     model = _build(card.architecture, shape, known, compat, on_meta=classes == card.num_classes, where=str(path))
-    unfilled = _fill(model, read_weights(path), card.architecture, str(path), exact=True)
+    state = read_weights(path)
+    if card.architecture == CT_NAME:  # half of the precision is enough on disk
+        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    unfilled = _fill(model, state, card.architecture, str(path), exact=True)
     least = getattr(model.clip_spec, "min_frames", card.clip.min_frames) if compat else card.clip.min_frames
     model.clip_spec = replace(card.clip, min_frames=least)  # type: ignore[assignment]  # nn.Module knows no others
     return model, unfilled
@@ -321,6 +325,8 @@ def _build(
     if architecture == "i3d":
         with torch.device("meta") if on_meta else nullcontext():
             return InceptionI3d(num_classes, in_channels, class_names=labels, **(COMPAT[compat] if compat else {}))
+    if architecture == CT_NAME and compat is None:
+        return CtResNet152(num_classes, in_channels, class_names=labels)
     from inflate3d.models.zoo import MODELS, build_network  # noqa: PLC0415
 
     if architecture not in MODELS or compat:

@@ -1,0 +1,217 @@
+"""How good a network is on labelled scans: Dice of each part, or what a classifier's answers are worth; intervals."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from inflate3d.clips.dataset import Sample
+from inflate3d.clips.volume import Volume, resample_to
+from inflate3d.errors import InflateError
+from inflate3d.results.answering import Answers
+from inflate3d.results.evaluate import Interval
+from inflate3d.results.prediction import Failure
+from inflate3d.results.volumes import VolumeOptions, predict_volume, spec_of
+
+RESAMPLES = 2000
+MEAN = "mean"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskScores:
+    """How well masks agree with those that were wanted.
+
+    Attributes:
+        sources: The scans.
+        parts: Names, without the background.
+        dice: `[scans, parts]`, float64; NaN where a part is in neither mask.
+        settings: What a reader needs to repeat it.
+        failures: What could not be read.
+    """
+
+    sources: tuple[str, ...]
+    parts: tuple[str, ...]
+    dice: NDArray[np.float64] = field(repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+
+    def scores(self) -> dict[str, Interval]:
+        """Average Dice over scans, for each part and over all; the intervals draw scans."""
+        columns = {name: self.dice[:, number] for number, name in enumerate(self.parts)}
+        known = ~np.isnan(self.dice)
+        rows = np.where(known, self.dice, 0).sum(1) / np.maximum(known.sum(1), 1)
+        columns[MEAN] = np.where(known.any(1), rows, np.nan)
+        return {name: mean_interval(values) for name, values in columns.items()}
+
+    def to_json(self) -> str:
+        """Write it as JSON; a part that is in neither mask of a scan has null there."""
+        document = {
+            "count": len(self.sources),
+            "scores": {name: score._asdict() for name, score in self.scores().items()},
+            "dice": {
+                source: [None if np.isnan(value) else round(float(value), 6) for value in row]
+                for source, row in zip(self.sources, self.dice, strict=True)
+            },
+            "settings": dict(self.settings),
+            "failures": [{"source": failure.source, "reason": failure.reason} for failure in self.failures],
+        }
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def score_masks(
+    model: nn.Module,
+    sources: Sequence[str],
+    load: Callable[[str], tuple[Volume, Volume]],
+    *,
+    options: VolumeOptions | None = None,
+    progress: Progress = lambda done, total: None,
+) -> MaskScores:
+    """Segment scans and compare with their masks, on the voxels of the files.
+
+    Args:
+        model: With a `volume_spec` for masks; in eval mode.
+        sources: Scans.
+        load: Gives a scan and its mask.
+        options: See `predict_volume`.
+        progress: Is told how many of how many are done.
+
+    Raises:
+        InflateError: The network is none for masks, or not one scan can be read.
+    """
+    spec, options = spec_of(model), options or VolumeOptions()
+    rows, kept, failures = [], [], []
+    for number, source in enumerate(sources):
+        progress(number, len(sources))
+        try:
+            scan, wanted = load(source)
+            found = predict_volume(model, scan, options).mask
+            if found is None:
+                break
+            there = resample_to(wanted, found.grid, sampling="nearest")
+            rows.append(dice_of(found.data, there.data, len(spec.class_names)))
+            kept.append(source)
+        except (InflateError, OSError) as error:
+            failures.append(Failure.of(source, error))
+    if not rows:
+        raise InflateError(
+            "there is nothing to compare masks with",
+            where="score_masks",
+            expected="a network for masks, and scans that can be read",
+            got=failures[0].reason if failures else f"task {spec.task}, {len(sources)} scans",
+            fix="check the paths of the list",
+        )
+    settings = {"overlap": str(options.overlap), "spacing_mm": str(spec.spacing_mm), "patch": str(spec.patch)}
+    return MaskScores(tuple(kept), spec.class_names[1:], np.array(rows), settings, tuple(failures))
+
+
+def answer_scans(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    load: Callable[[str], Volume],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Answers:
+    """Classify labelled scans, for `evaluate`.
+
+    Args:
+        model: With a `volume_spec` for classes; in eval mode.
+        samples: Scans and their classes.
+        load: Reads a scan.
+        progress: Is told how many of how many are done.
+
+    Raises:
+        InflateError: The network is none for classes, or not one scan can be read.
+    """
+    spec = spec_of(model)
+    rows, kept, failures = list[Tensor](), list[Sample](), list[Failure]()
+    for number, sample in enumerate(samples):
+        progress(number, len(samples))
+        try:
+            logits = predict_volume(model, load(sample.path)).logits
+            if logits is None:
+                break
+            rows.append(logits)
+            kept.append(sample)
+        except (InflateError, OSError) as error:
+            failures.append(Failure.of(sample.path, error))
+    if not rows:
+        raise InflateError(
+            "there is nothing to classify",
+            where="answer_scans",
+            expected="a network for classes, and scans that can be read",
+            got=failures[0].reason if failures else f"task {spec.task}, {len(samples)} scans",
+            fix="check the paths of the list",
+        )
+    settings = {"spacing_mm": str(spec.spacing_mm), "patch": str(spec.patch)}
+    return Answers(tuple(kept), torch.stack(rows), spec.class_names, settings, tuple(failures))
+
+
+def dice_of(mask: Tensor, wanted: Tensor, count: int) -> list[float]:
+    """Compare two masks: twice what both have of a part, as a share of what each has; NaN if neither has it.
+
+    Example:
+        >>> dice_of(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 4)
+        [0.6666666666666666, 0.6666666666666666, nan]
+    """
+    ours, theirs = mask.flatten().long(), wanted.flatten().long()
+    both = torch.bincount(ours[ours == theirs], minlength=count).double()
+    each = torch.bincount(ours, minlength=count).double() + torch.bincount(theirs, minlength=count).double()
+    shares: list[float] = (2 * both / each)[1:count].tolist()
+    return shares
+
+
+def auc(answers: Answers, *, seed: int = 0) -> Interval:
+    """Tell how likely the second class is rated higher where it is true: the area under the ROC curve, two classes.
+
+    Raises:
+        InflateError: There are other classes than two, or one of them never occurs.
+
+    Example:
+        >>> samples = tuple(Sample(f"{number}.nii", (number % 2,)) for number in range(4))
+        >>> logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+        >>> auc(Answers(samples, logits, ("well", "ill"))).value
+        0.75
+    """
+    labels = np.array([sample.labels[0] for sample in answers.samples])
+    if answers.logits.shape[1] != 2 or set(labels.tolist()) != {0, 1}:
+        raise InflateError(
+            "the area under a curve is that of two classes",
+            where="auc",
+            expected="two classes, both of which occur",
+            got=f"{answers.logits.shape[1]} classes, of which {len(set(labels.tolist()))} occur",
+            fix="take another score",
+        )
+    scores = (answers.logits[:, 1] - answers.logits[:, 0]).double().numpy()
+    random = np.random.default_rng(seed)
+    drawn = [random.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES)]
+    values = [_area(scores[one], labels[one]) for one in drawn if 0 < labels[one].sum() < len(labels)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(_area(scores, labels), float(low), float(high))
+
+
+def mean_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
+    """Average what is a number, with the interval of 95 of 100 draws.
+
+    Example:
+        >>> mean_interval(np.array([0.5, 0.7, np.nan])).value
+        0.6
+    """
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return Interval(0.0, 0.0, 0.0)
+    drawn = np.random.default_rng(seed).choice(known, (RESAMPLES, len(known))).mean(1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(float(known.mean()), float(low), float(high))
+
+
+def _area(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Rank all scores; equal ones share their ranks."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ill, well = int(labels.sum()), int((1 - labels).sum())
+    return float((ranks[labels == 1].sum() - ill * (ill + 1) / 2) / (ill * well))

@@ -1,0 +1,414 @@
+"""Volumes for training: lists as people have them, scans scaled once and kept, patches drawn and changed by MONAI."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from inflate3d.atomic import replacing
+from inflate3d.clips.dataset import Listing, Sample, Splits, make_splits
+from inflate3d.clips.decoding import unreadable
+from inflate3d.clips.volume import Grid, Volume, resample
+from inflate3d.clips.volume_files import find_volumes, read_volume
+from inflate3d.clips.volume_spec import VolumeSpec, VolumeTask, pad_to, scale
+from inflate3d.errors import InflateError, import_extra, in_a_line, list_faults
+from inflate3d.train.data import TRIES, Drawn
+from inflate3d.train.recipe import VolumeRecipe
+
+Normalized = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+
+IN_FILE = "#"  # between an .npz file and what is meant of it: scans.npz#train:17
+PARTS = ("train", "val", "test")
+IMAGES, LABELS = ("images", "imagesTr"), ("labels", "labelsTr", "masks")
+IMAGE_COLUMNS, MASK_COLUMNS = ("path", "image", "file"), ("mask", "segmentation", "label")
+CHANNEL = "_0000"  # behind the name of a scan, where nnU-Net keeps several
+FOLDS = 5
+SIZED_SCANS = 32  # of which the median spacing is taken
+WIDE = 2.0  # a voxel so many times as deep as wide is not turned over
+
+
+@dataclass(frozen=True)
+class VolumeSplits:
+    """Scans to learn from, to choose by and to judge with, and the masks of those that have one.
+
+    Attributes:
+        splits: The scans; their classes, or the parts of their masks with the background first.
+        masks: By the path of the scan.
+    """
+
+    splits: Splits
+    masks: Mapping[str, str]
+
+
+def read_volume_splits(
+    path: str | Path,
+    task: VolumeTask,
+    *,
+    fold: int | None = None,
+    val_share: float = 0.15,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
+) -> VolumeSplits:
+    """Read a list of labelled scans, in whatever form it is, and cut it.
+
+    | form | how it is known |
+    |---|---|
+    | MedMNIST | .npz with `train_images`, `train_labels`, and likewise `val_` and `test_` |
+    | Medical Segmentation Decathlon, nnU-Net | a folder with `images(Tr)` and `labels(Tr)`, perhaps `dataset.json` |
+    | table | .csv with `path` and `label` or `mask`, and if you like `split`, `group` and `fold` |
+    | folder of classes | a folder of folders of scans |
+
+    Args:
+        path: The folder or the file.
+        task: Whether labels are classes or masks.
+        fold: The one to test on; a folder without folds is cut into five, drawn by `seed`.
+        val_share: Part of the training held out, where none is named.
+        seed: Of what is drawn.
+        class_names: All classes, or parts with the background first, where the list does not name them.
+
+    Raises:
+        InflateError: There is no such list, or it does not fit the task.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        samples, masks, names = _arrays_list(path, task)
+    elif path.suffix == ".csv":
+        samples, masks, names = _table(path, task, class_names)
+    elif task == "mask":
+        samples, masks, names = _decathlon(path)
+    else:
+        samples, masks, names = _classes(path)
+    if fold is not None and all(sample.fold is None for sample in samples):
+        order = np.random.default_rng(seed).permutation(len(samples))
+        samples = [replace(one, fold=int(place) % FOLDS) for one, place in zip(samples, order, strict=True)]
+    names = tuple(class_names) or names or _part_names(masks)
+    listing = Listing(tuple(samples), names, str(path))
+    return VolumeSplits(make_splits(listing, fold=fold, val_share=val_share, seed=seed), masks)
+
+
+def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+    found = _arrays(str(path))
+    samples, masks, most = [], {}, 0
+    for part in PARTS:
+        images, labels = found.get(f"{part}_images"), found.get(f"{part}_labels")
+        wanted = (4, 4 if task == "mask" else 2)
+        if images is None or labels is None or len(images) != len(labels) or (images.ndim, labels.ndim) != wanted:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in found.items())
+            raise _misfit(
+                path,
+                f"{part}_images [n, d, h, w] and {part}_labels " + ("likewise" if wanted[1] == 4 else "[n, 1]"),
+                shapes,
+            )
+        most = max(most, int(labels.max(initial=0)))
+        for number in range(len(images)):
+            name = f"{path}{IN_FILE}{part}:{number}"
+            classes = () if task == "mask" else (int(labels[number].ravel()[0]),)
+            samples.append(Sample(name, classes, split=part))
+            if task == "mask":
+                masks[name] = name
+    first, word = ("background", "part") if task == "mask" else ("class 0", "class")
+    return samples, masks, (first, *(f"{word} {number}" for number in range(1, max(most, 1) + 1)))
+
+
+def _decathlon(path: Path) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+    folders = [next((path / name for name in names if (path / name).is_dir()), None) for names in (IMAGES, LABELS)]
+    if None in folders:
+        raise _misfit(path, f"{' or '.join(IMAGES)}, and {' or '.join(LABELS)}", _listed(path))
+    images, labels = (find_volumes([folder]) for folder in folders if folder)
+    by_name = {_stem(label): label for label in labels}
+    masks = {str(image): str(by_name[_stem(image)]) for image in images if _stem(image) in by_name}
+    alone = [image.name for image in images if str(image) not in masks]
+    if alone or len(masks) < len(images):
+        raise _misfit(path, "a mask of the same name for each scan", list_faults(alone, shown=3))
+    names: tuple[str, ...] = ()
+    if (path / "dataset.json").is_file():
+        names = _names_in(path / "dataset.json")
+    return [Sample(str(image), ()) for image in images], masks, names
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    """Read the parts of a mask: the Decathlon writes numbers to names, nnU-Net names to numbers."""
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        pairs = [(key, value) if str(key).isdecimal() else (value, key) for key, value in labels.items()]
+        by_number = {int(number): str(name) for number, name in pairs}
+        return tuple(by_number[number] for number in range(len(by_number)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _misfit(path, "labels: numbers from 0 to names, or names to numbers", in_a_line(error)) from error
+
+
+def _table(
+    path: Path, task: VolumeTask, class_names: Sequence[str]
+) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    columns = list(rows[0]) if rows else []
+    where = next((name for name in IMAGE_COLUMNS if name in columns), "")
+    what = next((name for name in (MASK_COLUMNS if task == "mask" else ("label", "class")) if name in columns), "")
+    missing = [row[where] for row in rows if where and not (path.parent / row[where]).exists()]
+    if not where or not what or missing:
+        words = (
+            f"columns {' or '.join(IMAGE_COLUMNS)} and {'mask' if task == 'mask' else 'label'}; paths that are there"
+        )
+        raise _misfit(path, words, list_faults(missing, shown=3) if missing else ", ".join(columns) or "no rows")
+    names = tuple(class_names) or (() if task == "mask" else tuple(sorted({row[what] for row in rows})))
+    strange = [row[what] for row in rows if task == "classes" and row[what] not in names]
+    if strange:
+        raise _misfit(path, f"labels among {', '.join(names)}", list_faults(strange, shown=3))
+    samples, masks = [], {}
+    for row in rows:
+        image = str(path.parent / row[where])
+        fold = row.get("fold") or ""
+        labels = () if task == "mask" else (names.index(row[what]),)
+        split, group = row.get("split") or "", row.get("group") or ""
+        samples.append(Sample(image, labels, group, split, int(fold) if fold.isdecimal() else None))
+        if task == "mask":
+            masks[image] = str(path.parent / row[what])
+    return samples, masks, names
+
+
+def _classes(path: Path) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+    folders = sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
+    if len(folders) < 2:
+        raise _misfit(path, "a folder of scans for each class, a .csv, or an .npz", _listed(path))
+    samples = [Sample(str(scan), (number,)) for number, folder in enumerate(folders) for scan in find_volumes([folder])]
+    return samples, {}, tuple(folder.name for folder in folders)
+
+
+def _part_names(masks: Mapping[str, str]) -> tuple[str, ...]:
+    most = max((int(load_mask(path).data.max()) for path in masks.values()), default=1)
+    return ("background", *(f"part {number}" for number in range(1, max(most, 1) + 1)))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0].removesuffix(CHANNEL)
+
+
+def _listed(path: Path) -> str:
+    return ", ".join(sorted(item.name for item in path.iterdir())[:8]) if path.is_dir() else "no such folder"
+
+
+def _misfit(path: Path, expected: str, got: str) -> InflateError:
+    return InflateError(
+        "the list of scans cannot be understood",
+        where=str(path),
+        expected=expected,
+        got=got,
+        fix="docs/volumes.md shows each form of a list",
+    )
+
+
+@lru_cache(maxsize=2)
+def _arrays(path: str) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise _misfit(Path(path), "a whole .npz of numbers", in_a_line(error)) from error
+
+
+def load_scan(path: str) -> Volume:
+    """Read a scan, turned: a file, or one of an .npz, whose voxels count as cubes of 1 mm."""
+    return _item(path, "images") if IN_FILE in path else read_volume(path)
+
+
+def load_mask(path: str) -> Volume:
+    """Read a mask likewise, as bytes.
+
+    Raises:
+        InflateError: Its values are no numbers of parts.
+    """
+    mask = _item(path, "labels") if IN_FILE in path else read_volume(path)
+    whole = mask.data.round()
+    if not torch.equal(whole.double(), mask.data.double()) or whole.min() < 0 or whole.max() > 255:
+        raise InflateError(
+            "this is no mask",
+            where=path,
+            expected="whole numbers from 0 to 255",
+            got=f"{float(mask.data.min()):g} to {float(mask.data.max()):g}, {mask.data.dtype}",
+            fix="write 0 for the background, and 1, 2, ... for parts",
+        )
+    return replace(mask, data=whole.to(torch.uint8))
+
+
+def _item(path: str, what: str) -> Volume:
+    file, _, place = path.rpartition(IN_FILE)
+    part, _, number = place.partition(":")
+    voxels = torch.from_numpy(_arrays(file)[f"{part}_{what}"][int(number)])[None]
+    depth, height, width = voxels.shape[1:]
+    return Volume(voxels, Grid((depth, height, width), np.eye(4)), path)
+
+
+def spec_for(recipe: VolumeRecipe, data: VolumeSplits, normalized: Normalized = ((0.0,), (1.0,))) -> VolumeSpec:
+    """Tell what a network of this recipe is fed; without a spacing the median of the training scans is taken."""
+    spacing = recipe.spacing_mm
+    if not spacing:
+        sizes = [load_scan(sample.path).grid.spacing_mm for sample in data.splits.train[:SIZED_SCANS]]
+        spacing = tuple(round(float(size), 4) for size in np.median(sizes, axis=0))
+    depth, height, width = recipe.patch
+    across, down, right = spacing
+    return VolumeSpec(
+        recipe.task,
+        data.splits.class_names,
+        (across, down, right),
+        (depth, height, width),
+        window=recipe.window,
+        percentiles=recipe.percentiles,
+        mean=normalized[0],
+        std=normalized[1],
+    )
+
+
+class VolumePatches(Dataset[Any]):
+    """Scans in the form that a network wants, with targets; patches of them in training.
+
+    A scan is read and scaled once; then it lies in a folder in half precision, and patches are read from there. In
+    training a scan that cannot be read is replaced by the next one that can; else it is marked as not valid.
+
+    Args:
+        samples: Scans.
+        data: Their masks.
+        recipe: How patches are drawn and changed.
+        spec: What the network wants.
+        folder: Keeps scaled scans.
+        train: Whether patches are drawn.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        data: VolumeSplits,
+        recipe: VolumeRecipe,
+        *,
+        spec: VolumeSpec,
+        folder: Path,
+        train: bool,
+    ) -> None:
+        self.samples, self.data, self.recipe = samples, data, recipe
+        self.spec, self.folder, self.is_train = spec, folder, train
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
+        index, seed = drawn
+        failed: list[tuple[str, str]] = []
+        for step in range(min(TRIES, len(self.samples)) if self.is_train else 1):
+            sample = self.samples[(index + step) % len(self.samples)]
+            try:
+                image, mask = self.scaled(sample)
+                image, mask = self.view(image.float(), mask, seed)
+                target = torch.tensor(sample.labels[0]) if mask is None else mask
+                return {"clip": image, "target": target, "valid": True, "failed": failed}
+            except Exception as error:  # whatever a strange file sets off
+                failed.append((sample.path, str(error) or repr(error)))
+        empty = torch.zeros((1, *self.spec.patch))
+        target = empty.byte() if self.spec.task == "mask" else torch.tensor(0)
+        return {"clip": empty, "target": target, "valid": False, "failed": failed}
+
+    def scaled(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
+        """Give a scan `[1, d, h, w]` in 0..1 at the network's spacing, and its mask likewise."""
+        path = self.data.masks.get(sample.path) if self.spec.task == "mask" else None
+        if IN_FILE in sample.path:
+            image = scale(load_scan(sample.path), self.spec)
+            return image.data, None if path is None else self.mask(path, image)
+        kept = self.folder / f"{_digest(sample.path, path, self.spec)}.npz"
+        if not kept.is_file():
+            image = scale(load_scan(sample.path), self.spec)
+            mask = np.zeros(0, np.uint8) if path is None else self.mask(path, image).numpy()
+            with replacing(kept) as draft, draft.open("wb") as file:
+                np.savez(file, image=image.data.half().numpy(), mask=mask)
+        with np.load(kept, allow_pickle=False) as found:
+            return torch.from_numpy(found["image"]), None if path is None else torch.from_numpy(found["mask"])
+
+    def mask(self, path: str, image: Volume) -> Tensor:
+        """Give a mask on the voxels of its scaled scan.
+
+        Raises:
+            InflateError: It lies elsewhere, or has parts that nobody named.
+        """
+        mask = resample(load_mask(path), self.spec.spacing_mm, sampling="nearest")
+        count, near = len(self.spec.class_names), min(self.spec.spacing_mm) / 2
+        apart = np.abs(mask.grid.affine - image.grid.affine).max()
+        if mask.grid.shape != image.grid.shape or apart > near or int(mask.data.max()) >= count:
+            raise InflateError(
+                "a mask does not fit its scan",
+                where=path,
+                expected=f"voxels {list(image.grid.shape)} in the same place, numbers below {count}",
+                got=f"{list(mask.grid.shape)}, {apart:.2f} mm apart, numbers up to {int(mask.data.max())}",
+                fix="write masks on the voxels of their scans; name all parts with --labels",
+            )
+        return mask.data
+
+    def view(self, image: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Cut what is shown: a drawn patch, changed; else the middle of a scan, and with a mask all of it."""
+        image = pad_to(image, self.spec.patch)
+        mask = None if mask is None else pad_to(mask, self.spec.patch)
+        if self.is_train:
+            return _drawn_patch(image, mask, self.recipe, seed=seed, spec=self.spec)
+        if mask is not None:
+            return image, mask
+        for axis, wanted in enumerate(self.spec.patch, start=1):
+            image = image.narrow(axis, (image.shape[axis] - wanted) // 2, wanted)
+        return image, None
+
+
+def _drawn_patch(
+    image: Tensor, mask: Tensor | None, recipe: VolumeRecipe, *, seed: int, spec: VolumeSpec
+) -> tuple[Tensor, Tensor | None]:
+    """Draw a patch and change it, by MONAI's transforms; what is drawn is a function of the seed."""
+    change = import_extra("monai.transforms", "volume", where="training")
+    keys = ["image"] if mask is None else ["image", "mask"]
+    modes, edges = ["bilinear", "nearest"][: len(keys)], ["border"] * len(keys)
+    if mask is None:
+        steps = [change.RandSpatialCropd(keys, spec.patch, random_size=False)]
+    else:
+        steps = [
+            change.RandCropByPosNegLabeld(
+                keys, "mask", spec.patch, pos=recipe.positive, neg=1 - recipe.positive, num_samples=1
+            ),
+        ]
+    steps += [change.RandFlipd(keys, prob=0.5, spatial_axis="dhw".index(axis)) for axis in recipe.mirror]
+    turn, flat = math.radians(recipe.rotate_degrees), spec.spacing_mm[0] >= WIDE * min(spec.spacing_mm[1:])
+    if turn or recipe.zoom:
+        turns = (turn, 0, 0) if flat else (turn, turn, turn)
+        steps.append(
+            change.RandAffined(
+                keys, prob=0.5, rotate_range=turns, scale_range=(recipe.zoom,) * 3, mode=modes, padding_mode=edges
+            )
+        )
+    if recipe.brightness:
+        steps.append(change.RandScaleIntensityd("image", factors=recipe.brightness, prob=0.5))
+    if recipe.noise:
+        steps.append(change.RandGaussianNoised("image", std=recipe.noise, prob=0.5))
+    drawn = change.Compose(steps).set_random_state(seed=seed % 2**32)(
+        {"image": image} | ({} if mask is None else {"mask": mask})
+    )
+    drawn = drawn[0] if isinstance(drawn, list) else drawn
+    found = [
+        torch.as_tensor(drawn[key].as_tensor() if hasattr(drawn[key], "as_tensor") else drawn[key]) for key in keys
+    ]
+    return found[0].float().contiguous(), found[1].to(torch.uint8).contiguous() if mask is not None else None
+
+
+def _digest(path: str, mask: str | None, spec: VolumeSpec) -> str:
+    facts: list[object] = [spec.spacing_mm, spec.window, spec.percentiles]
+    for one in (path, mask):
+        if one is not None:
+            files = sorted(Path(one).iterdir()) if Path(one).is_dir() else [Path(one)]
+            facts += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256(repr(facts).encode()).hexdigest()[:32]

@@ -1,0 +1,304 @@
+"""Training on scans: lists, patches, what is learned, the same weights after a stop, and a file that predicts."""
+
+import json
+import re
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from inflate3d import InflateError
+from inflate3d.cli import app
+from inflate3d.clips.dataset import Sample
+from inflate3d.clips.volume_spec import VolumeSpec
+from inflate3d.results.volume_scores import score_masks
+from inflate3d.train.checkpoint import load_trained, read_training
+from inflate3d.train.recipe import VolumeRecipe, with_settings
+from inflate3d.train.recipes import find_recipe
+from inflate3d.train.run import LAST, FitOptions
+from inflate3d.train.volume_data import (
+    VolumePatches,
+    load_mask,
+    load_scan,
+    read_volume_splits,
+    spec_for,
+)
+from inflate3d.train.volumes import MODEL, fit_volumes, flat_network, start_from, volume_network
+from inflate3d.weights.inflated_file import load_inflated
+
+QUIET = FitOptions(quiet=True)
+SMALL = VolumeRecipe(
+    "small",
+    network="smp/Unet-tu-test_resnet",
+    encoder_depth=3,
+    decoder_channels=(16, 8, 8),
+    first_stride=1,
+    patch=(8, 24, 16),
+    window=(0.0, 200.0),
+    lr=0.01,
+    epochs=2,
+    batch_size=2,
+    mirror="d",
+)
+SPACING = (1.0, 1.0, 2.0)  # of x, y and z, as NIfTI stores them
+
+
+def lump(seed):
+    """A bright lump on noise, and its mask; the axes differ in length."""
+    random = np.random.default_rng(seed)
+    shape = (19, 26, 11)
+    center, radius = random.uniform((6, 8, 4), (13, 18, 7)), random.uniform(3.5, 5)
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    inside = (((places - center) / (1, 1, 0.7)) ** 2).sum(-1) < radius**2
+    return (random.normal(50, 15, shape) + 90 * inside).astype(np.int16), inside.astype(np.uint8)
+
+
+def save(path, voxels, spacing=SPACING):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*spacing, 1.0])), path)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Fifteen scans with masks, as the Decathlon has them."""
+    folder = tmp_path_factory.mktemp("scans")
+    for seed in range(15):
+        voxels, mask = lump(seed)
+        save(folder / "imagesTr" / f"case_{seed:03}_0000.nii.gz", voxels)
+        save(folder / "labelsTr" / f"case_{seed:03}.nii.gz", mask)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "lump": 1}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def medmnist(tmp_path_factory):
+    """Small and large lumps in one array, with the official parts."""
+    path = tmp_path_factory.mktemp("arrays") / "lumps.npz"
+    arrays = {}
+    for part, count in (("train", 12), ("val", 5), ("test", 6)):
+        labels = np.arange(count) % 2
+        images = np.zeros((count, 12, 13, 14), np.uint8)
+        for number, label in enumerate(labels):
+            side = 4 + 4 * int(label)
+            images[number, 2 : 2 + side, 3 : 3 + side, 1 : 1 + side] = 255
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
+    np.savez(path, **arrays)
+    return path
+
+
+def drawn(data, recipe, **how):
+    spec = spec_for(recipe, data)
+    return VolumePatches(data.splits.train, data, recipe, spec=spec, **how), spec
+
+
+def test_lists_of_scans_are_known_by_their_form(scans, medmnist, tmp_path):
+    found = read_volume_splits(scans, "mask", fold=1)
+    assert found.splits.class_names == ("background", "lump")
+    assert [len(part) for part in (found.splits.train, found.splits.val, found.splits.test)] == [10, 2, 3]
+    assert found.masks[found.splits.test[0].path].endswith(".nii.gz")
+    folds = [{one.path for one in read_volume_splits(scans, "mask", fold=fold).splits.test} for fold in range(5)]
+    assert len(set.union(*folds)) == 15 and sum(map(len, folds)) == 15
+    arrays = read_volume_splits(medmnist, "classes")
+    assert [len(part) for part in (arrays.splits.train, arrays.splits.val, arrays.splits.test)] == [12, 5, 6]
+    assert [one.labels[0] for one in arrays.splits.val] == [0, 1, 0, 1, 0]
+    assert np.array_equal(load_scan(arrays.splits.val[3].path).data[0], np.load(medmnist)["val_images"][3])
+    table = tmp_path / "list.csv"
+    images = sorted((scans / "imagesTr").iterdir())
+    rows = [f"{one},{'ab'[n % 2]},{n % 3}" for n, one in enumerate(images)]
+    table.write_text("\n".join(["path,label,fold", *rows]))
+    classes = read_volume_splits(table, "classes", fold=2)
+    assert classes.splits.class_names == ("a", "b") and len(classes.splits.test) == 5
+    masks = [f"{one},{scans / 'labelsTr' / one.name.replace('_0000', '')},train" for one in images]
+    table.write_text("\n".join(["image,mask,split", *masks]))
+    listed = read_volume_splits(table, "mask", class_names=["ground", "lump"])
+    assert listed.splits.class_names == ("ground", "lump") and len(listed.masks) == 15
+    for name in "ab":
+        save(tmp_path / "classes" / name / "one.nii", lump(3)[0])
+    by_folder = read_volume_splits(tmp_path / "classes", "classes", val_share=0)
+    assert by_folder.splits.class_names == ("a", "b")
+
+
+def test_lists_that_make_no_sense_are_told(scans, medmnist, tmp_path):
+    def refused(path, task, **how):
+        with pytest.raises(InflateError, match="the list of scans cannot be understood") as caught:
+            read_volume_splits(path, task, **how)
+        return str(caught.value)
+
+    assert "imagesTr" in refused(tmp_path, "mask")
+    assert "labels [n" not in refused(tmp_path, "classes")
+    assert "train_labels likewise" in refused(medmnist, "mask")
+    save(tmp_path / "a" / "images" / "one.nii", lump(0)[0])
+    save(tmp_path / "a" / "labels" / "two.nii", lump(0)[1])
+    assert "one.nii" in refused(tmp_path / "a", "mask")
+    (tmp_path / "a.csv").write_text("path,label\nnothing.nii,a\n")
+    assert "nothing.nii" in refused(tmp_path / "a.csv", "classes")
+    (tmp_path / "b.csv").write_text(f"path,label\n{scans / 'imagesTr' / 'case_000_0000.nii.gz'},a\n")
+    assert "labels among b, c" in refused(tmp_path / "b.csv", "classes", class_names=["b", "c"])
+    (tmp_path / "c.npz").write_bytes(b"no arrays")
+    refused(tmp_path / "c.npz", "classes")
+    (tmp_path / "a" / "labels" / "two.nii").rename(tmp_path / "a" / "labels" / "one.nii")
+    (tmp_path / "a" / "dataset.json").write_text('{"labels": {"background": 0, "lump": 2}}')
+    assert "numbers from 0" in refused(tmp_path / "a", "mask")
+
+
+def test_patches_are_a_function_of_their_seed_and_keep_masks_on_scans(scans, tmp_path):
+    data = read_volume_splits(scans, "mask", fold=0)
+    patches, spec = drawn(data, replace(SMALL, positive=1.0), folder=tmp_path, train=True)
+    assert spec.spacing_mm == (2.0, 1.0, 1.0) and spec.class_names == ("background", "lump")
+    one, again, other = (patches[3, seed] for seed in (7, 7, 8))
+    assert torch.equal(one["clip"], again["clip"]) and torch.equal(one["target"], again["target"])
+    assert not torch.equal(one["clip"], other["clip"])
+    for item in (one, other):
+        assert item["clip"].shape == item["target"].shape == (1, 8, 24, 16) and item["valid"]
+        assert item["target"].dtype == torch.uint8 and item["target"].any()
+        inside = item["target"] > 0
+        assert item["clip"][inside].mean() > item["clip"][~inside].mean() + 0.25
+    whole = VolumePatches(data.splits.train, data, SMALL, spec=spec, folder=tmp_path, train=False)[3, 0]
+    assert whole["clip"].shape == (1, 11, 26, 19)
+
+
+def test_classes_are_shown_the_middle_and_padded(medmnist, tmp_path):
+    data = read_volume_splits(medmnist, "classes")
+    recipe = replace(SMALL, task="classes", patch=(16, 8, 14), window=(0.0, 255.0))
+    spec = spec_for(recipe, data)
+    item = VolumePatches(data.splits.val, data, recipe, spec=spec, folder=tmp_path, train=False)[1, 0]
+    wanted = np.zeros((16, 8, 14), np.float32)
+    wanted[2:14] = np.load(medmnist)["val_images"][1][:, 2:10] / 255
+    np.testing.assert_allclose(item["clip"][0], wanted)
+    assert item["target"] == 1
+
+
+def test_scans_and_masks_that_do_not_fit_are_told(scans, tmp_path):
+    voxels, mask = lump(1)
+    for name in ("shifted", "parts", "soft", "good"):
+        save(tmp_path / "images" / f"{name}.nii", voxels)
+    save(tmp_path / "labels" / "shifted.nii", mask[:-1])
+    save(tmp_path / "labels" / "parts.nii", mask * 3)
+    save(tmp_path / "labels" / "soft.nii", mask.astype(np.float32) / 2)
+    save(tmp_path / "labels" / "good.nii", mask)
+    data = read_volume_splits(tmp_path, "mask", val_share=0, class_names=["ground", "lump"])
+    spec = VolumeSpec("mask", ("ground", "lump"), (2.0, 1.0, 1.0), (8, 24, 16))
+    samples = [Sample(str(tmp_path / "images" / f"{name}.nii"), ()) for name in ("shifted", "parts", "soft", "good")]
+    patches = VolumePatches(samples, data, SMALL, spec=spec, folder=tmp_path / "kept", train=False)
+    with pytest.raises(InflateError, match="a mask does not fit its scan"):
+        patches.scaled(samples[0])
+    with pytest.raises(InflateError, match="numbers up to 3"):
+        try:
+            patches.scaled(samples[1])
+        except InflateError as error:
+            raise InflateError(error.got, where="", expected="", got="", fix="") from error
+    with pytest.raises(InflateError, match="this is no mask"):
+        patches.scaled(samples[2])
+    assert [patches[number, 0]["valid"] for number in range(4)] == [False, False, False, True]
+    training = VolumePatches(samples, data, SMALL, spec=spec, folder=tmp_path / "kept", train=True)[0, 5]
+    assert training["valid"] and len(training["failed"]) == 3
+
+
+def test_lumps_are_learned_and_the_file_predicts(scans, tmp_path):
+    """As the command does it; its file finds lumps that it has not seen, on the voxels of the files."""
+    settings = ["epochs=14", "batch_size=4", "lr=0.02", "patch=8,24,16", "window=0,200", "rotate_degrees=0", "zoom=0"]
+    settings += [f"network={SMALL.network}", "encoder_depth=3", "decoder_channels=16,8,8", "warmup_steps=2"]
+    arguments = ["train", "volume-segment", "--data", str(scans), "--fold", "0", "--out", str(tmp_path / "run")]
+    run = CliRunner().invoke(app, [*arguments, *(part for one in settings for part in ("--set", one))])
+    assert run.exit_code == 0, run.output + repr(run.exception)
+    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert told["count"] == 3 and told["scores"]["lump"]["value"] > 0.75, told["scores"]
+    assert re.search(r"lump +0\.[789]", run.output)
+    data = read_volume_splits(scans, "mask", fold=0)
+    model = load_inflated(tmp_path / "run" / MODEL)
+    assert model.volume_spec.spacing_mm == (2.0, 1.0, 1.0)
+    tested = [sample.path for sample in data.splits.test]
+    found = score_masks(model, tested, lambda path: (load_scan(path), load_mask(data.masks[path])))
+    assert found.scores()["lump"].value == pytest.approx(told["scores"]["lump"]["value"], abs=1e-6)
+    assert not (tmp_path / "run" / "volumes").exists()
+    shown = CliRunner().invoke(
+        app, ["predict", tested[0], "--model", str(tmp_path / "run" / MODEL), "-o", str(tmp_path / "out")]
+    )
+    assert shown.exit_code == 0
+    with pytest.raises(InflateError, match="the checkpoint is of a network for volumes"):
+        load_trained(tmp_path / "run" / LAST)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(scans, tmp_path):
+    data = read_volume_splits(scans, "mask", fold=0)
+    recipe = replace(SMALL, save_steps=2, warmup_steps=2)
+
+    class StoppedError(Exception):
+        pass
+
+    from lightning.pytorch.callbacks import Callback
+
+    class StopAt(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 7:
+                raise StoppedError
+
+    whole = fit_volumes(recipe, data, tmp_path / "whole", options=QUIET)
+    with pytest.raises(StoppedError):
+        fit_volumes(recipe, data, tmp_path / "cut", options=replace(QUIET, callbacks=(StopAt(),)))
+    assert read_training(tmp_path / "cut" / LAST)["global_step"] == 6
+    resumed = fit_volumes(recipe, data, tmp_path / "cut", resume=True, options=QUIET)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert [row["val_dice"] for row in whole.history] == [row["val_dice"] for row in resumed.history]
+    with pytest.raises(InflateError, match="the run in the folder is another one"):
+        fit_volumes(replace(recipe, lr=0.5), data, tmp_path / "cut", resume=True, options=QUIET)
+
+
+def test_sizes_are_told_apart_by_the_command(medmnist, tmp_path):
+    settings = ["network=timm/test_resnet", "epochs=6", "patch=16,16,16", "window=0,255", "lr=0.005", "batch_size=4"]
+    arguments = ["train", "volume-classify", "--data", str(medmnist), "--out", str(tmp_path)]
+    settings += ["label_smoothing=0", "head_lr=2", "first_stride=1", "freeze_norm=no"]
+    run = CliRunner().invoke(app, [*arguments, *(part for one in settings for part in ("--set", one))])
+    assert run.exit_code == 0, run.output + repr(run.exception)
+    assert re.search(r"AUC 1", run.output), run.output
+    assert json.loads((tmp_path / "evaluation.json").read_text())["count"] == 6
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert load_inflated(tmp_path / MODEL).volume_spec.task == "classes"
+
+
+def test_options_for_videos_are_refused(scans):
+    run = CliRunner().invoke(app, ["train", "volume-segment", "--data", str(scans), "--number", "2", "--root", "."])
+    assert "there are options for another kind of recipe" in str(run.exception)
+    assert "--root, --number" in str(run.exception)
+
+
+@pytest.mark.parametrize("preset", ["video", "frames", "isotropic", "anisotropic"])
+@pytest.mark.parametrize("profile", ["center", "random", "acs"])
+def test_every_preset_makes_a_network(preset, profile):
+    spec = VolumeSpec("mask", ("ground", "lump"), (4.0, 1.0, 1.0), (8, 16, 16))
+    model = volume_network(replace(SMALL, preset=preset, profile=profile), spec)
+    assert model(torch.zeros(1, 1, 8, 16, 16)).shape == (1, 2, 8, 16, 16)
+    assert model.plan.looks_through_time == (preset != "frames")
+
+
+def test_an_encoder_begins_with_weights_of_its_classifier(tmp_path):
+    """For one channel the kernels are summed up; what does not fit is refused."""
+    classifier = timm.create_model("test_resnet")
+    path = tmp_path / "classifier.safetensors"
+    save_file(classifier.state_dict(), path)
+    net = flat_network(replace(SMALL, init=str(path)), 2)
+    found, state = net.encoder.model.state_dict(), classifier.state_dict()
+    for name, value in found.items():
+        wanted = state[name].sum(1, keepdim=True) if name == "conv1.weight" else state[name]
+        if not name.startswith("conv1.0"):
+            torch.testing.assert_close(value, wanted if value.shape == wanted.shape else wanted.sum(1, keepdim=True))
+    whole = flat_network(replace(SMALL, network="timm/test_resnet", task="classes", init=str(path), channels=3), 5)
+    assert torch.equal(whole.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
+    with pytest.raises(InflateError, match="not those of the network, nor of its encoder"):
+        start_from(timm.create_model("test_efficientnet"), path)
+
+
+def test_recipes_for_volumes():
+    recipe = find_recipe("volume-segment")
+    assert with_settings(recipe, ["window=none", "mirror=hw", "spacing_mm=2,1,1"]).spacing_mm == (2.0, 1.0, 1.0)
+    with pytest.raises(InflateError, match="a recipe does not work so: "):
+        with_settings(recipe, ["mirror=x", "patch=1,2", "channels=2", "window=5,4", "overlap=1"])
+    with pytest.raises(InflateError, match="settings cannot be understood") as caught:
+        with_settings(recipe, ["patch=a,b,c", "flip=yes"])
+    assert "patch is numbers, parted by commas" in str(caught.value)

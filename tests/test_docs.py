@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-BLOCK = re.compile(r"(?P<not_run><!-- not run: .+ -->\n)?```(?P<language>bash|python)\n(?P<code>.+?)```", re.DOTALL)
+BLOCK = re.compile(r"(?P<not_run><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.+?)```", re.DOTALL)
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "src").rglob("*.py")

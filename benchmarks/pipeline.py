@@ -27,6 +27,7 @@ from machine import HOW, Settings
 from turns import Answer, by_turns, median_ratio, peak_bytes, print_figures, serve, start_sides
 
 WINDOW = 64
+AHEAD_FRAMES = 16
 ENDPOINT = "AvgPool_2x7x7"
 ROUNDS = 3
 
@@ -66,7 +67,7 @@ def pictures_of(path: str) -> Iterator[list[Any]]:
     from inflate3d.speed.ahead import ahead
 
     pictures = (resize_picture(frame.picture, I3D_CLIP.short_side) for frame in open_frames(path, fps="native"))
-    for window in windows(ahead(pictures, WINDOW), WINDOW + 1, WINDOW):
+    for window in windows(ahead(pictures, AHEAD_FRAMES), WINDOW + 1, WINDOW):
         if window.num_new >= WINDOW + (window.start == 0):  # neither looped nor reaching back
             yield window.frames[:WINDOW]
 

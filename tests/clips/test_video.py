@@ -254,8 +254,8 @@ def test_reading_the_beginning_decodes_the_beginning_only(tmp_path, monkeypatch)
 
 def test_only_frames_that_are_given_out_become_pictures(thirty, monkeypatch):
     drawn = []
-    call = video._Drawer.__call__
-    monkeypatch.setattr(video._Drawer, "__call__", lambda self, frame: drawn.append(frame.pts) or call(self, frame))
+    call = video.Drawer.__call__
+    monkeypatch.setattr(video.Drawer, "__call__", lambda self, frame: drawn.append(frame.pts) or call(self, frame))
     assert len(list(open_frames(thirty, fps=5))) == len(drawn) == 9
     drawn.clear()
     assert len(list(open_frames(thirty, fps=90))) == 159

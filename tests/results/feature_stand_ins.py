@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from inflate3d import ClipSpec
-from inflate3d.results.feature_clips import TimeSteps
+from inflate3d.speed.optimize import Optimized
 from videos import write_video
 
 SIDE, CROP = 256, 224
@@ -32,8 +32,6 @@ class Witness(nn.Module):
 class SteppingWitness(Witness):
     """Has one of these vectors for each eight frames, as I3D does: each is the mean of 16 frames."""
 
-    time_steps = TimeSteps(stride=8, lost=1, around=48)
-
     def __init__(self, in_channels=3, width=1024, **spec):
         super().__init__(in_channels, width, **spec)
         self.classifier = nn.Conv3d(width, 2, 1)
@@ -42,6 +40,23 @@ class SteppingWitness(Witness):
         count = -(-clip.shape[2] // 8) - 1
         steps = [super(SteppingWitness, self).forward(clip[:, :, 8 * i : 8 * i + 16]) for i in range(count)]
         return self.classifier(torch.stack(steps, 2)[..., None, None]).mean((2, 3, 4))
+
+
+class StreamOfWitness:
+    """In place of `Stream`: collects the pieces of a video and answers them all at its end."""
+
+    def __init__(self, model, num_frames=None):
+        self.net = model.model if isinstance(model, Optimized) else model
+        self.num_frames, self.pieces = num_frames, []
+
+    def call(self, method, piece, *args, is_last=False):
+        assert method == "forward"
+        self.pieces.append(piece)
+        if not is_last:
+            return None
+        video = torch.cat(self.pieces, 2)
+        assert video.shape[2] == self.num_frames
+        return self.net(video)
 
 
 def picture(number, height=36, width=48):

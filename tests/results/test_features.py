@@ -12,11 +12,11 @@ from feature_stand_ins import Witness, numbered_flow, numbers_of, numbers_of_flo
 from torch import nn
 
 from inflate3d import ClipSpec, InceptionI3d
+from inflate3d.clips.transforms import frames_to_input
 from inflate3d.errors import InflateError
 from inflate3d.inflation.build import inflate
-from inflate3d.models.inception import TRUNK
-from inflate3d.results.feature_clips import STEPS_AT_A_TIME, TimeSteps, cut, cut_whole, resize
-from inflate3d.results.feature_network import I3D_STEPS, EndpointNetwork, network_named
+from inflate3d.results.feature_clips import cut, resize
+from inflate3d.results.feature_network import EndpointNetwork, network_named
 from inflate3d.results.feature_presets import FeatureOptions
 from inflate3d.results.features import Extractor, extract
 from inflate3d.results.prediction import Failure
@@ -81,44 +81,45 @@ def test_windows_are_those_of_the_rules(tail, align):
                 assert piece.frames[first] in {piece.start + first, 0}
 
 
-def test_pieces_of_i3d_give_the_steps_of_one_pass_over_the_whole():
-    """On I3D's own layers; the pools of the head are those of small pictures."""
+def test_a_whole_video_has_the_steps_of_one_pass(tmp_path):
     torch.manual_seed(3)
     model = InceptionI3d(5).eval()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm3d):
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 1.5)
-
-    def steps_of(clip):
-        for name in TRUNK:
-            clip = model.get_submodule(name)(clip)
-        return nn.functional.avg_pool3d(clip, (2, 1, 1), stride=1).mean((3, 4))
-
+    path = write_numbered(tmp_path / "a.mp4", 43, height=193, width=193)
+    options = FeatureOptions(window="whole", fps="native", resize=193, crop=193)
+    found = extract(model, path, options)
+    clip = frames_to_input(numbers(43, 193), replace(model.clip_spec, short_side=193, crop=193))
     with torch.inference_mode():
-        for count in (171, 9):
-            clip = torch.rand(1, 3, count, 5, 7) * 2 - 1
-            pieces = list(cut_whole(range(count), count, I3D_STEPS))
-            parts = [steps_of(clip[:, :, p.start : p.start + len(p.frames)])[:, :, p.steps] for p in pieces]
-            wanted = steps_of(clip)
-            assert torch.cat(parts, 2).shape == wanted.shape
-            assert (torch.cat(parts, 2) - wanted).abs().max() <= 1e-6 * wanted.abs().max() * 5
-            assert all(piece.frames == list(range(piece.start, piece.start + len(piece.frames))) for piece in pieces)
-            assert max(len(piece.frames) for piece in pieces) <= 8 * (STEPS_AT_A_TIME + 1) + 2 * 48 + 7
+        wanted = model.endpoints(clip, "AvgPool_2x7x7")["AvgPool_2x7x7"].mean((3, 4))[0].T
+    assert found.features["rgb"].shape == (5, 1, 1024) and found.start_frames.tolist() == [0, 8, 16, 24, 32]
+    assert (found.features["rgb"][:, 0] - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
-def test_with_less_around_them_they_would_not():
-    steps = TimeSteps(stride=8, lost=1, around=16)
-    clip = torch.rand(1, 3, 200, 5, 7)
-    conv = nn.Conv3d(3, 2, (99, 1, 1), stride=(8, 1, 1), padding=(49, 0, 0)).eval()  # as far as I3D sees
+def numbers(count, side):
+    return [torch.from_numpy(picture(i, side, side)) for i in range(count)]
 
-    def steps_of(part):
-        return nn.functional.avg_pool3d(conv(part), (2, 1, 1), stride=1).mean((3, 4))
 
+def test_inflated_models_have_steps_too(tmp_path):
+    """The smallest ResNet of timm strides by 16 in time; logits of each step, from both crops at once."""
+    model = network_named("timm/test_resnet", weights="none")
+    options = FeatureOptions(window="whole", endpoint="logits", fps="native", crops="three", resize=36, crop=36)
+    found = extract(model, write_numbered(tmp_path / "a.mp4", 75, height=36, width=52), options)
+    steps = found.features["rgb"]
+    assert steps.shape[1:] == (3, 1000) and len(steps) == -(-75 // int(found.start_frames[1]))
+    clip = frames_to_input([torch.from_numpy(picture(i, 36, 52)) for i in range(75)],
+                           replace(model.clip_spec, short_side=36, crop=36), "three")  # fmt: skip
     with torch.inference_mode():
-        pieces = cut_whole(range(200), 200, steps)
-        parts = [steps_of(clip[:, :, p.start : p.start + len(p.frames)])[:, :, p.steps] for p in pieces]
-        assert (torch.cat(parts, 2) - steps_of(clip)).abs().max() > 1e-3
+        wanted = model(clip)
+    assert (steps.mean(0) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("endpoint", ["Mixed_5c", "Predictions"])
+def test_endpoints_without_steps_are_refused(endpoint):
+    with pytest.raises(InflateError, match="no steps in time over a whole video"):
+        Extractor({"rgb": InceptionI3d(5).eval()}, FeatureOptions(window="whole", endpoint=endpoint))
 
 
 @pytest.mark.parametrize(("stamp", "at"), [("start", 0), ("center", 3.5), ("middle-frame", 3), ("end", 7)])
@@ -176,7 +177,7 @@ def test_each_frame_is_decoded_resized_and_flowed_once(tmp_path, monkeypatch):
     import inflate3d.results.feature_clips as clips
     from inflate3d.clips import video
 
-    monkeypatch.setattr(video._Drawer, "__call__", counting("draw", video._Drawer.__call__, lambda *_: 1))
+    monkeypatch.setattr(video.Drawer, "__call__", counting("draw", video.Drawer.__call__, lambda *_: 1))
     monkeypatch.setattr(clips, "resize", counting("resize", clips.resize, lambda *_: 1))
     flow = counting("flow", numbered_flow, lambda first, _: len(first))
     monkeypatch.setattr("inflate3d.results.features.find_method", lambda *_, **__: flow)
@@ -451,9 +452,9 @@ def test_networks_that_do_not_go_together_are_refused():
         Extractor(models, FeatureOptions("both", window=4))
     for word in ("2 input channels for rgb", "crop 31 and 224", "window 4"):
         assert word in caught.value.got
-    with pytest.raises(InflateError, match="do not go together") as caught:
+    with pytest.raises(InflateError, match="no steps in time") as caught:
         Extractor({"rgb": Witness(**SMALL).eval()}, FeatureOptions(window="whole", endpoint="logits"))
-    assert "other than I3D" in caught.value.got and "endpoint logits" in caught.value.got
+    assert "endpoint 'logits'" in caught.value.got
 
 
 def test_network_and_weights_that_do_not_go_together_are_refused():

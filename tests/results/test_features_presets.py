@@ -6,7 +6,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from feature_stand_ins import SteppingWitness, Witness, numbered_flow, numbers_of, numbers_of_flow, write_numbered
+from feature_stand_ins import (
+    SteppingWitness,
+    StreamOfWitness,
+    Witness,
+    numbered_flow,
+    numbers_of,
+    numbers_of_flow,
+    write_numbered,
+)
 
 from inflate3d.errors import InflateError
 from inflate3d.results.feature_files import plan_jobs
@@ -34,6 +42,8 @@ def extracted(tmp_path, monkeypatch, name, *, count=NUM_FRAMES, **changes):
     (tmp_path / "videos").mkdir(exist_ok=True)
     write_numbered(tmp_path / "videos" / "v_one.mp4", count, FPS)
     kind = SteppingWitness if preset.options.window == "whole" else Witness
+    monkeypatch.setattr("inflate3d.results.feature_network.Stream", StreamOfWitness)
+    monkeypatch.setattr("inflate3d.results.feature_network.can_stream", lambda model: True)
     width = 2048 if name == "rtfm" else 1024
     models = {"rgb": kind(3, width).eval(), "flow": kind(2, width).eval()}
     options = replace(preset.options, **{"crop": SMALL, **changes})

@@ -30,6 +30,7 @@ from inflate3d import (
 from inflate3d.clips.sampling import Timed, Window
 from inflate3d.clips.transforms import frames_to_input
 from inflate3d.clips.video import FrameStream
+from inflate3d.models.inflated import inflated_classifier
 from inflate3d.results.network import Network, SmallFrame, color_views, cut_windows
 from inflate3d.results.predict import _calibration_clips, optimize_for, predict_each
 from inflate3d.results.prediction import Failure, top_scores
@@ -109,6 +110,43 @@ def test_crops_are_averaged():
         answer = predict(model, picture, PredictOptions(crops="three", batch_size=size))
         assert model.batches == [(batch, 3, 7, 16, 16) for batch in batches]
         assert answer.windows[0].logits.tolist() == pytest.approx([30, 30])
+
+
+@pytest.mark.parametrize(("count", "crops"), [(75, "three"), (3, "center")])
+def test_a_video_in_one_pass_is_answered_as_a_clip(count, crops):
+    """The paper's protocol: the network's own answer to the whole video, at any length."""
+    torch.manual_seed(0)
+    model = inflated_classifier("timm/test_resnet", 5).eval()
+    model.clip_spec = replace(SPEC, short_side=40, crop=36, value_range=(-1.0, 1.0))
+    video = np.random.default_rng(0).integers(0, 255, (count, 40, 52, 3), dtype=np.uint8)
+    answer = predict(model, video, PredictOptions(whole=True, crops=crops))
+    clip = frames_to_input([torch.from_numpy(frame) for frame in video], model.clip_spec, crops)
+    with torch.inference_mode():
+        wanted = model(clip).mean(0)
+    torch.testing.assert_close(answer.logits.float(), wanted, rtol=1e-4, atol=1e-5)
+    assert answer.num_frames == count and answer.windows[-1].end_seconds == pytest.approx((count - 1) / 25)
+    starts = [window.start_seconds for window in answer.windows]
+    assert starts == sorted(starts) and starts[0] == 0
+
+
+def test_in_one_pass_short_videos_are_looped_and_bad_ones_fail(tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    model = InceptionI3d(5).eval()
+    model.clip_spec = replace(model.clip_spec, short_side=193, crop=193)
+    video = np.random.default_rng(0).integers(0, 255, (4, 193, 193, 3), dtype=np.uint8)
+    answer, failure = predict_many(model, [video, tmp_path / "bad.mp4"], PredictOptions(whole=True))
+    looped = np.concatenate([video, video, video[:1]])
+    with torch.inference_mode():
+        wanted = model(frames_to_input([torch.from_numpy(frame) for frame in looped], model.clip_spec))[0]
+    torch.testing.assert_close(answer.logits.float(), wanted, rtol=1e-4, atol=1e-5)
+    assert isinstance(failure, Failure) and "bad.mp4" in failure.source
+
+
+def test_what_cannot_be_shown_in_one_pass_is_refused():
+    with pytest.raises(InflateError, match="cannot be shown a video in one pass"):
+        predict(Witness().eval(), frames(14), PredictOptions(whole=True))
+    with pytest.raises(InflateError, match="whole"):
+        PredictOptions(whole=True, window=16)
 
 
 def test_as_many_windows_go_through_the_network_as_the_batch_has_room_for():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 
-from inflate3d.cli.predict import frame_rate, warnings_on
+from inflate3d.cli.terminal import frame_rate, warnings_on
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def features(
         str | None, typer.Option(help="features, logits, an endpoint such as Mixed_5c, or any module by its name.")
     ] = None,
     window: Annotated[str | None, typer.Option(help="Frames in a window; `whole`: the video in one pass.")] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="The same as --window whole: a row for each step of the network.")
+    ] = False,
     stride: Annotated[int | None, typer.Option(help="Frames from one window to the next.")] = None,
     fps: Annotated[str | None, typer.Option(help="Frames per second to take, or `native` for all.")] = None,
     resize: Annotated[str | None, typer.Option(help="Short side, such as 256; or 340x256, width and height.")] = None,
@@ -108,7 +111,7 @@ def features(
     given: dict[str, Any] = {
         "streams": streams,
         "endpoint": endpoint,
-        "window": _frames(window),
+        "window": _frames("whole" if dense else window),
         "stride": stride,
         "fps": None if fps is None else frame_rate(fps, f"{WHERE} --fps"),
         "resize": _size(resize),

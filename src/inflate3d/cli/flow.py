@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from inflate3d.cli.predict import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inflate3d.atomic import check_writable, write_text
-from inflate3d.cli.predict import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
 
 if TYPE_CHECKING:
     from inflate3d.results.fvd import FvdResult

@@ -1,9 +1,8 @@
 """`inflate3d predict` and `inflate3d demo`: the actions in videos, as tables, JSON, CSV and a page; or scans."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -14,13 +13,14 @@ from rich.markup import escape
 
 from inflate3d.atomic import check_writable, write_text
 from inflate3d.cli import volumes
-from inflate3d.errors import InflateError, InflateWarning, check_choice
+from inflate3d.cli.live import LiveLook, show_live
+from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.errors import InflateError, check_choice
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as ProgressBar
     from torch import nn
 
-    from inflate3d.clips.video import Rate, Source
+    from inflate3d.clips.video import Source
     from inflate3d.results.network import PredictOptions
     from inflate3d.results.predict import Progress
     from inflate3d.results.prediction import Failure, VideoPrediction
@@ -91,6 +91,13 @@ def predict(
         int | None, typer.Option(help="Frames in a window; by default what the network learned on.")
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Frames between windows; by default a window's length.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Show each video in one pass, as the paper does, with an answer a step.")
+    ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="PATH is a camera's number, a URL or - (standard input): a running answer.")
+    ] = False,
+    patience: Annotated[float, typer.Option(help="Seconds that a live source may be away.")] = 60.0,
     crops: Annotated[str, typer.Option(help="center, three, five or ten; their logits are averaged.")] = "center",
     precision: Annotated[
         str,
@@ -144,6 +151,9 @@ def predict(
         if volumes.show_volumes(paths, model, how, outputs=volumes.VolumeOutputs(out, json, top)):
             raise typer.Exit(1)
         return
+    if live:
+        show_live(paths, model, LiveLook(frame_rate(fps), precision, patience, top))
+        return
     options = PredictOptions(
         fps=frame_rate(fps),
         num_frames=num_frames,
@@ -153,8 +163,9 @@ def predict(
         precision=precision,  # type: ignore[arg-type]  # likewise
         batch_size=batch_size,
         workers=workers,
+        whole=whole,
         compiled=compiled is True,
-        key_frames=report is not None,
+        key_frames=report is not None and not whole,
     )
     flow = FlowStream(
         stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled is not False
@@ -405,6 +416,7 @@ def _settings(
 
     names = ("fps", "num_frames", "window", "stride", "crops")
     chosen = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
+    chosen |= {"shown": "in one pass"} if options.whole else {}
     chosen["precision"] = ", ".join(dict.fromkeys(network.precision for network in networks))
     chosen["made fast"] = ", then ".join(dict.fromkeys("; ".join(network.steps) for network in networks))
     if flow.stream != "rgb":
@@ -413,38 +425,3 @@ def _settings(
         chosen |= {"flow_quantizer": flow.quantizer} | ({"fusion": flow.fusion} if flow.stream == "both" else {})
     models = {} if flow.stream == "flow" else {"model": printable(model)}
     return {**models, **chosen, "inflate3d": version("inflate3d"), "torch": version("torch")}
-
-
-def progress_on(console: Console) -> "ProgressBar":
-    """Make a bar that vanishes when it is done."""
-    from rich import progress
-
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeRemainingColumn())
-    return progress.Progress(*columns, console=console, transient=True)
-
-
-@contextmanager
-def warnings_on(console: Console) -> Iterator[None]:
-    """Print warnings above the progress bar instead of through it, each of them."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        console.print(f"{category.__name__}: {message}", style="yellow", markup=False, highlight=False)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", InflateWarning)
-        warnings.showwarning = show
-        yield
-
-
-def frame_rate(fps: str, where: str = "inflate3d predict --fps") -> "Rate":
-    """Read a rate as it is typed."""
-    try:
-        return "native" if fps == "native" else float(fps)
-    except ValueError:
-        raise InflateError(
-            "the frame rate is no number",
-            where=where,
-            expected="a positive number, or native",
-            got=repr(fps),
-            fix="--fps 25, or --fps native",
-        ) from None

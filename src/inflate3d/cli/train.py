@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import write_text
-from inflate3d.cli.predict import progress_on, warnings_on
+from inflate3d.cli.terminal import progress_on, warnings_on
 from inflate3d.errors import InflateError, check_choice, import_extra
 
 if TYPE_CHECKING:

@@ -84,7 +84,8 @@ def show_volumes(
     paths: Sequence[str], model: str, options: "VolumeOptions", *, outputs: VolumeOutputs
 ) -> "list[Failure]":
     """Predict, write and print; what is done is written even if the run is stopped. Gives back what failed."""
-    from inflate3d.cli.predict import STDOUT, progress_on, warnings_on
+    from inflate3d.cli.predict import STDOUT
+    from inflate3d.cli.terminal import progress_on, warnings_on
     from inflate3d.clips.volume_files import find_volumes
     from inflate3d.results.prediction import Failure
     from inflate3d.results.volumes import facts_of, predict_volumes, volumes_json

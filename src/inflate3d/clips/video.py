@@ -277,7 +277,7 @@ def _file_stream(path: Path) -> FrameStream:
         interval, seconds = frame_interval(stream), header_seconds(container, stream)
 
     def timed() -> Iterator[Timed[Draw]]:
-        draw = _Drawer(str(path))
+        draw = Drawer(str(path))
         for time, duration, frame in rising_times(decode(path), interval, source=str(path)):
             yield Timed(time, duration, partial(draw, frame))
 
@@ -313,7 +313,7 @@ def _still_stream(
         seconds = float(len(files) / taken_fps)
 
         def pictures() -> Iterator[Draw]:
-            draw = _Drawer(str(source))
+            draw = Drawer(str(source))
             return (partial(_draw_file, draw, file) for file in files)
 
         return FrameStream(str(source), seconds, lambda: at_even_times(pictures(), taken_fps))
@@ -325,7 +325,7 @@ def _still_stream(
     )
 
 
-def _draw_file(draw: "_Drawer", file: Path) -> Picture:
+def _draw_file(draw: "Drawer", file: Path) -> Picture:
     draw.turns.clear()  # each photograph has a turn of its own
     return draw(read_image(file))
 
@@ -341,7 +341,7 @@ class _Turn(NamedTuple):
 QUARTER_TURNS = (_Turn(), _Turn(True, -1, 1), _Turn(False, -1, -1), _Turn(True, 1, -1))  # counter-clockwise
 
 
-class _Drawer:
+class Drawer:
     """Turns decoded frames into upright RGB pictures of the first one's size."""
 
     def __init__(self, source: str) -> None:
@@ -352,6 +352,7 @@ class _Drawer:
         self.warned = False
 
     def __call__(self, frame: VideoFrame) -> Picture:
+        """Make the picture `[h, w, 3]` uint8 of a frame."""
         if frame.rotation not in self.turns:
             # not for each frame: looking makes a reference cycle, so that frames outlive their use
             self.turns[frame.rotation] = _turn(frame)

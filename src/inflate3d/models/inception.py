@@ -254,11 +254,12 @@ class InceptionI3d(nn.Module):
             if self.run_joined and name in rest.values():
                 group = [name, *(other for other, first in rest.items() if first == name)]
                 return self.run_joined([self.get_submodule(one) for one in group], x)
-            return self._step(name, x)
+            return self.step(name, x)
 
         return run_endpoints(step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
 
-    def _step(self, name: str, x: Tensor) -> Tensor:
+    def step(self, name: str, x: Tensor) -> Tensor:
+        """Run one endpoint: what the one before it gave, to what it gives."""
         if name == "AvgPool_2x7x7":
             return F.avg_pool3d(x, (2, 7, 7), stride=1)
         if name == "Logits_per_step":

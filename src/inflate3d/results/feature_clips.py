@@ -1,10 +1,8 @@
 """A video cut into what a network is shown: frames resized and flowed once, windows, their times."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -21,25 +19,10 @@ from inflate3d.flow.quantize import dequantize, quantize
 from inflate3d.results.feature_presets import CROP_SETS, Align, FeatureOptions, Interpolation, StreamName, Tail
 from inflate3d.results.network import SmallFrame
 from inflate3d.results.two_stream import FlowOptions, MovingFrame, flow_to_input, moving_frames
+from inflate3d.speed.stream import TimeSteps, in_pieces
 
 T = TypeVar("T")
 Told = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
-
-STEPS_AT_A_TIME = 6  # of a video that is shown as a whole: with what lies around them, I3D takes 1.9 GB
-
-
-class TimeSteps(NamedTuple):
-    """How a network's steps in time lie over the frames of a clip of any length.
-
-    Attributes:
-        stride: Frames from one step to the next.
-        lost: Steps fewer than `ceil(frames / stride)`.
-        around: Frames in front of a step's own and behind them that it sees; a multiple of `stride`.
-    """
-
-    stride: int
-    lost: int
-    around: int
 
 
 class Piece(NamedTuple, Generic[T]):
@@ -48,12 +31,15 @@ class Piece(NamedTuple, Generic[T]):
     Attributes:
         frames: None stands for a frame of zeros.
         start: Index in the video of the first one; below 0 where the window begins before the video.
-        steps: Which steps of the answer are rows, for a video that is shown as a whole; else the answer is a row.
+        whole: Frames of the video, if it is shown as a whole: the steps that come of its pieces are rows. None for a
+            window, whose answer is a row.
+        is_last: Whether the video ends here.
     """
 
     frames: list[T | None]
     start: int
-    steps: slice | None = None
+    whole: int | None = None
+    is_last: bool = False
 
 
 def cut(frames: Iterable[T], num_frames: int, stride: int, *, tail: Tail, align: Align) -> Iterator[Piece[T]]:
@@ -92,28 +78,15 @@ def cut(frames: Iterable[T], num_frames: int, stride: int, *, tail: Tail, align:
         start += stride
 
 
-def cut_whole(frames: Iterable[T], num_frames: int, steps: TimeSteps) -> Iterator[Piece[T]]:
-    """Cut a video of known length so that the steps of the pieces are those of one pass over the whole.
-
-    A piece begins at a multiple of the stride and is as long as the whole, modulo the stride, so that padding falls as
-    it does there; steps within reach of its ends are left out.
-
-    Example:
-        >>> steps = TimeSteps(stride=8, lost=1, around=48)
-        >>> [(piece.start, len(piece.frames), piece.steps) for piece in cut_whole(range(150), 150, steps)]
-        [(0, 110, slice(0, 6, None)), (0, 150, slice(6, 12, None)), (48, 102, slice(6, 12, None))]
-    """
-    stream, held, first_held = iter(frames), list[T](), 0
-    total = math.ceil(num_frames / steps.stride) - steps.lost
-    for first in range(0, total, STEPS_AT_A_TIME):
-        last = min(first + STEPS_AT_A_TIME, total)
-        start = max(first * steps.stride - steps.around, 0)
-        stop = min((last + steps.lost) * steps.stride + steps.around + num_frames % steps.stride, num_frames)
-        held = held[start - first_held :]
-        first_held = start
-        held += islice(stream, stop - start - len(held))
-        skipped = first - start // steps.stride
-        yield Piece(list(held), start, slice(skipped, skipped + last - first))
+def _pieces(frames: Iterable[T], num_frames: int, steps: TimeSteps) -> Iterator[Piece[T]]:
+    """Cut a video of known length into pieces that go through the network one after the other."""
+    if num_frames <= steps.lost * steps.stride:  # not a single row
+        deque(frames, maxlen=0)  # but the timeline wants to know how many there are
+        return
+    start = 0
+    for piece, is_last in in_pieces(frames):
+        yield Piece([*piece], start, num_frames, is_last)
+        start += len(piece)
 
 
 @dataclass
@@ -186,12 +159,11 @@ class FeatureReader:
         """
         stream = open_frames(source, fps=self.options.fps)
         length = self.num_frames
+        items = self._items(stream, source, timeline, told)
         if self.steps:
-            num_frames = sum(1 for _ in stream.timed()) - self._spare
-            pieces = cut_whole(self._items(stream, source, timeline, told), num_frames, self.steps)
+            pieces = _pieces(items, sum(1 for _ in stream.timed()) - self._spare, self.steps)
         else:
             tail, align = self.options.tail, self.options.align
-            items = self._items(stream, source, timeline, told)
             pieces = cut(items, length, self.options.stride or length, tail=tail, align=align)
         found = 0
         for found, piece in enumerate(pieces, start=1):  # noqa: B007 - counted

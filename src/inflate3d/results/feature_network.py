@@ -3,7 +3,7 @@
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,24 @@ from inflate3d.axes import frames_to_clip
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, nearest_names
 from inflate3d.inflation.inflated import Inflated
-from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
+from inflate3d.inflation.observe import copied
 from inflate3d.models.inception import ENDPOINTS, InceptionI3d
-from inflate3d.results.feature_clips import TimeSteps
 from inflate3d.results.feature_presets import Pool, StreamName
-from inflate3d.results.two_stream import FLOW_CHANNELS
 from inflate3d.speed.layers import Pointwise
 from inflate3d.speed.optimize import Optimized, Precision, in_training, optimize
+from inflate3d.speed.stream import Stream, TimeSteps, can_stream
+from inflate3d.speed.stream_i3d import StreamedI3d
 from inflate3d.weights.checkpoint import tensors_sha256
 
 if TYPE_CHECKING:
     from inflate3d.weights.load import Compat
 
-CHANNELS: dict[StreamName, int] = {"rgb": 3, "flow": FLOW_CHANNELS}
+CHANNELS: dict[StreamName, int] = {"rgb": 3, "flow": 2}
 NO_WEIGHTS = "none"
 FEATURES, LOGITS = "features", "logits"
-# The head pools two steps, of which each sees 47 frames in front of its own 8 and 47 behind them, or one less
-I3D_STEPS = TimeSteps(stride=8, lost=1, around=48)
+I3D_STEPS = TimeSteps(stride=8, lost=1)  # the head pools two steps
+I3D_PER_STEP = (FEATURES, LOGITS, "AvgPool_2x7x7", "Logits_per_step")
+MEASURED_FRAMES = 256  # divided by all strides in time
 
 
 class EndpointNetwork:
@@ -45,7 +46,6 @@ class EndpointNetwork:
         in_channels: Channels of its clips; None where it does not say.
         sha256: Of its tensors.
         build: A hash of what it is made of: types of modules, strides, epsilons and the like.
-        time_steps: How its steps in time lie over frames; None where nobody knows.
 
     Raises:
         InflateError: The model is none, does not say what it is fed, is in training mode, or has no such endpoint; or
@@ -60,7 +60,6 @@ class EndpointNetwork:
         tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         self.sha256 = tensors_sha256(tensors)
         self.build = _build_of(model)
-        self.time_steps: TimeSteps | None = I3D_STEPS if _is_i3d(model) else getattr(model, "time_steps", None)
         plain = model.model if isinstance(model, Optimized) else model
         self.path = _last_layer(plain) if endpoint == FEATURES else endpoint
         paths = dict(plain.named_modules())
@@ -89,38 +88,78 @@ class EndpointNetwork:
             InflateError: The network refuses the clips, or its answer is no finite tensor with a row for each clip.
         """
         with torch.inference_mode():
-            found = self._found(clips)
-            if not isinstance(found, Tensor) or found.ndim not in {2, 3, 4, 5} or len(found) % len(clips):
-                raise self._no_features(
-                    f"a tensor of 2 to 5 axes, the first of {len(clips)}",
-                    str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
-                )
-            answer = self._pooled(found.float(), clips).cpu()
-        answer = answer.clone()  # a tensor like any other
+            return self._answer(self._found(self._placed(clips), self.model), clips)
+
+    def _placed(self, clips: Tensor) -> Tensor:
+        inner: nn.Module = self.model.model if isinstance(self.model, Optimized) else self.model
+        values = chain(inner.parameters(), inner.buffers())
+        like = next((value for value in values if value.is_floating_point()), clips)  # a module may have none
+        return clips.to(like.device, torch.float32, memory_format=torch.channels_last_3d)
+
+    def _answer(self, found: object, clips: Tensor) -> Tensor:
+        if not isinstance(found, Tensor) or found.ndim not in {2, 3, 4, 5} or len(found) % len(clips):
+            raise self._no_features(
+                f"a tensor of 2 to 5 axes, the first of {len(clips)}",
+                str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
+            )
+        answer = self._pooled(found.float(), clips).cpu().clone()  # a tensor like any other
         if not answer.isfinite().all():
             raise self._no_features("finite numbers", f"{int((~answer.isfinite()).sum())} that are not")
         return answer
 
-    def _found(self, clips: Tensor) -> object:
-        inner: nn.Module = self.model.model if isinstance(self.model, Optimized) else self.model
-        values = chain(inner.parameters(), inner.buffers())
-        like = next((value for value in values if value.is_floating_point()), clips)  # a module may have none
-        clips = clips.to(like.device, torch.float32, memory_format=torch.channels_last_3d)
+    def time_steps(self) -> TimeSteps | None:
+        """Tell how its steps in time lie over the frames of a video that is shown as a whole; None where it has none.
+
+        Raises:
+            InflateError: A part of the network needs the whole clip.
+        """
+        model = self.model.model if isinstance(self.model, Optimized) else self.model
+        if isinstance(model, InceptionI3d):
+            return I3D_STEPS if self.endpoint in I3D_PER_STEP else None
+        if not can_stream(model):
+            return None
+        ghost, counts = copied(model, device="meta").eval(), []
+        for length in (MEASURED_FRAMES, 2 * MEASURED_FRAMES):
+            clip = torch.empty(1, self.in_channels or 3, length, self.spec.crop, self.spec.crop, device="meta")
+            with torch.no_grad():
+                found = self._found(clip, Stream(ghost, length), is_last=True)
+            assert isinstance(found, Tensor)
+            counts.append(self._pooled(found, clip).shape[1])
+        stride = MEASURED_FRAMES // (counts[1] - counts[0])
+        return TimeSteps(stride, MEASURED_FRAMES // stride - counts[0])
+
+    def whole_video(self, num_frames: int) -> "WholeVideo":
+        """Begin a video that is shown as a whole, piece by piece."""
+        return WholeVideo(self, num_frames)
+
+    def _found(self, clips: Tensor, model: nn.Module, *, is_last: bool | None = None) -> object:
+        """Run a model, or a stream whose video goes on or ends here, up to the endpoint."""
+        inner = model.net if isinstance(model, Stream) else model.model if isinstance(model, Optimized) else model
+
+        def run(method: str, *args: Any) -> Any:
+            if isinstance(model, Stream):
+                return model.call(method, clips, *args, is_last=bool(is_last))
+            return model(clips) if method == "forward" else getattr(model, method)(clips, *args)
+
         if self.by_name:
-            return self.model.endpoints(clips, [self.endpoint])[self.endpoint]  # type: ignore[operator]  # it has them
+            found = run("endpoints", [self.endpoint])
+            return found if found is None else found[self.endpoint]
+        if self.whole and isinstance(inner, StreamedI3d):
+            logits = run("forward")
+            return logits if logits is None else logits.transpose(1, 2)[..., None, None]  # [b, classes, steps, 1, 1]
         if self.whole:
-            return self.model(clips)
+            return run("forward")
         seen: list[object] = []
-        module = inner.get_submodule(self.path)
+        module = inner.get_submodule(f"net.{self.path}" if isinstance(inner, StreamedI3d) else self.path)
         if self.endpoint == FEATURES:
             handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         else:
             handle = module.register_forward_hook(lambda _, __, output: seen.append(output))
         try:
-            self.model(clips)
+            answer = run("forward")
         finally:
             handle.remove()
-        return seen[-1] if seen else None
+        return seen[-1] if seen and answer is not None else None
 
     def _pooled(self, found: Tensor, clips: Tensor) -> Tensor:
         """Bring what was found into clip form, and pool it."""
@@ -147,6 +186,34 @@ class EndpointNetwork:
             got=got,
             fix="name another endpoint, or look for NaN in the weights (inflate3d weights verify)",
         )
+
+
+class WholeVideo:
+    """An endpoint of a network over one video that comes in pieces.
+
+    Args:
+        network: The endpoint.
+        num_frames: Of the video.
+    """
+
+    def __init__(self, network: EndpointNetwork, num_frames: int) -> None:
+        self.network, self.num_frames = network, num_frames
+        self.stream: Stream | None = None
+
+    def __call__(self, clips: Tensor, *, is_last: bool) -> Tensor | None:
+        """Map the next frames `[b, c, t, h, w]` to the next steps `[b, steps, ...]`; None where there is none yet.
+
+        Raises:
+            InflateError: See `EndpointNetwork`.
+        """
+        with torch.inference_mode():
+            clips, model = self.network._placed(clips), self.network.model
+            if self.stream is None:
+                if isinstance(model, Optimized):
+                    model.settle(clips)
+                self.stream = Stream(model, self.num_frames)
+            found = self.network._found(clips, self.stream, is_last=is_last)
+            return None if found is None else self.network._answer(found, clips)
 
 
 def network_named(
@@ -228,12 +295,6 @@ def _build_of(model: nn.Module) -> str:
         }
         lines.append(f"{path} {type(module).__name__} {told}")
     return sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _is_i3d(model: nn.Module) -> bool:
-    plain = model.model if isinstance(model, Optimized) else model
-    padded = [layer for layer in plain.modules() if isinstance(layer, SameConv3d | SameMaxPool3d)]
-    return isinstance(plain, InceptionI3d) and all(layer.rule == "same" for layer in padded)
 
 
 def _last_layer(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from inflate3d.errors import InflateError
 from inflate3d.flow.methods import FlowMethod, find_method
 from inflate3d.results.feature_clips import FeatureReader, Piece, Timeline
 from inflate3d.results.feature_files import VideoFeatures
-from inflate3d.results.feature_network import CHANNELS, EndpointNetwork
+from inflate3d.results.feature_network import CHANNELS, EndpointNetwork, WholeVideo
 from inflate3d.results.feature_presets import NUM_CROPS, WHOLE, FeatureOptions, Pool, StreamName, plain
 from inflate3d.results.network import SmallFrame
 from inflate3d.results.predict import KEPT_BYTES
@@ -21,6 +21,7 @@ from inflate3d.results.prediction import Failure, printable, reason_of
 from inflate3d.results.two_stream import FlowOptions, MovingFrame
 from inflate3d.speed.ahead import ahead
 from inflate3d.speed.memory import clips_at_a_time, device_of, give_back_memory, resident_bytes
+from inflate3d.speed.stream import TimeSteps
 
 Told = Callable[[int, float, float | None], None]  # which video; seconds done; seconds in all, as the header has it
 Shown = Piece[SmallFrame | MovingFrame]
@@ -40,6 +41,7 @@ class _Video:
     timeline: Timeline = field(default_factory=Timeline)
     starts: list[int] = field(default_factory=list)
     rows: dict[StreamName, list[Tensor]] = field(default_factory=dict)
+    whole: dict[StreamName, WholeVideo] = field(default_factory=dict)  # where it is shown as a whole
     waiting: int = 0  # pieces that the networks have not answered yet
     is_read: bool = False
     failure: str = ""
@@ -47,6 +49,7 @@ class _Video:
     def fail(self, error: Exception) -> None:
         self.failure = self.failure or printable(reason_of(error))
         self.rows.clear()
+        self.whole.clear()
 
 
 def _until_it_fails(video: _Video, pieces: Generator[Shown]) -> Iterator[Shown]:
@@ -92,10 +95,10 @@ class Extractor:
         }
         self._check()
         first = next(iter(self.networks.values()))
+        steps = self._time_steps() if options.window == WHOLE else None
         flow = None
         if "flow" in self.networks:
             flow = FlowOptions(self._flow_method(), options.flow_from, options.quantizer)
-        steps = first.time_steps if options.window == WHOLE else None
         self.reader = FeatureReader(options, first.spec, flow, steps)
         self.num_views, self.resident_bytes = NUM_CROPS[options.crops], resident_bytes()
         self.at_a_time = options.batch_size or min(map(self._fitting, self.networks))
@@ -187,14 +190,15 @@ class Extractor:
                         shown.append((video, piece, self.reader.views(piece, name)))
                 except InflateError as error:  # frames smaller than the crop
                     video.fail(error)
-            if shown:
+            if shown and self.reader.steps:
+                self._go_on(name, *shown[0])
+            elif shown:
                 answers = self._through(network, torch.cat([views for *_, views in shown])).split(self.num_views)
-                for (video, piece, _), answer in zip(shown, answers, strict=True):
-                    rows = [answer] if piece.steps is None else list(answer[:, piece.steps].unbind(1))
-                    video.rows.setdefault(name, []).extend(rows)
+                for (video, _, _), answer in zip(shown, answers, strict=True):
+                    video.rows.setdefault(name, []).append(answer)
         for video, piece in waiting:
-            if not video.failure:
-                video.starts += self._starts(piece)
+            if not video.failure and not self.reader.steps:
+                video.starts.append(piece.start)
         waiting.clear()
         if resident_bytes() > self.resident_bytes + KEPT_BYTES:  # glibc keeps what lies between living frames
             give_back_memory()
@@ -209,11 +213,13 @@ class Extractor:
             answers.append(network(full)[: len(part)])
         return torch.cat(answers)
 
-    def _starts(self, piece: Shown) -> list[int]:
-        if piece.steps is None or self.reader.steps is None:
-            return [piece.start]
-        stride = self.reader.steps.stride
-        return [piece.start + step * stride for step in range(piece.steps.start, piece.steps.stop)]
+    def _go_on(self, name: StreamName, video: _Video, piece: Shown, views: Tensor) -> None:
+        """Show a network the next piece of a video that it is shown as a whole."""
+        if name not in video.whole:
+            video.whole[name] = self.networks[name].whole_video(int(piece.whole or 0))
+        steps = video.whole[name](views, is_last=piece.is_last)
+        if steps is not None:
+            video.rows.setdefault(name, []).extend(steps.unbind(1))
 
     def _finished(self, under_way: deque[_Video]) -> Iterator[tuple[int, VideoFeatures | Failure]]:
         while under_way and under_way[0].is_read and not under_way[0].waiting:
@@ -224,6 +230,9 @@ class Extractor:
 
     def _features(self, video: _Video, name: str) -> VideoFeatures:
         length = self.reader.num_frames
+        if self.reader.steps:
+            rows = next(iter(video.rows.values()))
+            video.starts = [step * self.reader.steps.stride for step in range(len(rows))]
         return VideoFeatures(
             source=name,
             features={stream: torch.stack(rows) for stream, rows in video.rows.items()},
@@ -248,6 +257,26 @@ class Extractor:
         clip = torch.zeros(1, CHANNELS[stream], length, side, side)
         return clips_at_a_time(device_of(network.model), lambda: network(clip))
 
+    def _time_steps(self) -> TimeSteps:
+        """Find out how steps lie over a video that is shown as a whole.
+
+        Raises:
+            InflateError: A network cannot be shown a video as a whole, has no steps there, or others than another one.
+        """
+        found = {name: network.time_steps() for name, network in self.networks.items()}
+        steps, *others = found.values()
+        if steps is None or any(other != steps for other in others):
+            raise InflateError(
+                "this endpoint has no steps in time over a whole video",
+                where="features, window whole",
+                expected="I3D with the endpoint features, AvgPool_2x7x7, Logits_per_step or logits; an inflated model; "
+                "both streams alike",
+                got=f"{type(next(iter(self.networks.values())).model).__name__}, endpoint {self.options.endpoint!r}: "
+                + ", ".join(f"{name} {told}" for name, told in found.items()),
+                fix="leave --window whole (or --dense) out, for a row for each window",
+            )
+        return steps
+
     def _check(self) -> None:
         """Refuse networks that do not go together, or not with the options; all faults are told at once."""
         options, first = self.options, next(iter(self.networks.values()))
@@ -263,16 +292,12 @@ class Extractor:
         size, crop = options.resize or first.spec.short_side, options.crop or first.spec.crop
         shorter = size if isinstance(size, int) else min(size)
         faults += [f"crop {crop} of frames resized to {size}"] * (crop > shorter and options.crops != "none")
-        if options.window == WHOLE and not all(network.time_steps for network in self.networks.values()):
-            faults.append("window whole, for a network other than I3D with TensorFlow's padding")
-        if options.window == WHOLE and options.endpoint not in {"features", "AvgPool_2x7x7", "Logits_per_step"}:
-            faults.append(f"window whole with the endpoint {options.endpoint}")
         if faults:
             raise InflateError(
                 "the networks and the options do not go together",
                 where="features",
                 expected="rgb with 3 channels and flow with 2, of one window and size; a window that is long enough; a "
-                "crop within the frames; window whole with I3D's features",
+                "crop within the frames",
                 got="; ".join(faults),
                 fix="change what is named",
             )

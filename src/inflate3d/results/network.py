@@ -56,6 +56,8 @@ class PredictOptions:
         workers: Videos that are open at once, each read by a thread that holds four windows at most: with 2 or more,
             the next video is begun while the network still works on one; with 1 only when the one before is done. None
             takes 2 beside a network on the CPU, else one for each core.
+        whole: Show each video in one pass, without windows, as the paper does: I3D and inflated models, which answer
+            every step in time. The frames of a video are counted first.
         compiled: Compile the network, which repays its minute after a thousand windows or so.
         key_frames: Keep the middle frame of each window as a small JPEG, for reports.
 
@@ -72,6 +74,7 @@ class PredictOptions:
     precision: Precision = "fp32"
     batch_size: int | None = None
     workers: int | None = None
+    whole: bool = False
     compiled: bool = False
     key_frames: bool = False
 
@@ -79,6 +82,11 @@ class PredictOptions:
         rules = {
             "crops": (", ".join(CROPS), self.crops in CROPS),
             "precision": (", ".join(get_args(Precision)), self.precision in get_args(Precision)),
+            "whole": (
+                "False with a window, a stride, key frames, int8 or compiled",
+                not (self.whole and (self.window or self.stride or self.key_frames or self.compiled))
+                and not (self.whole and self.precision == "int8"),
+            ),
         }
         counts = ("num_frames", "window", "stride", "batch_size", "workers")
         check_options(self, {"fps": rate_rule(self.fps), **count_rules(self, counts), **rules})

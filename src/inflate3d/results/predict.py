@@ -28,6 +28,7 @@ from inflate3d.results.network import (
     views_at_a_time,
 )
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
+from inflate3d.results.whole import answer_whole, begin_whole, logits_of_steps
 from inflate3d.speed.memory import device_of, give_back_memory, resident_bytes
 from inflate3d.speed.optimize import Optimized, in_training, optimize
 
@@ -75,6 +76,10 @@ def predict(
     """
     options = options or PredictOptions()
     network = _color_network(model, [source], options)
+    if options.whole:
+        endpoint, steps = logits_of_steps(network)
+        reading = begin_whole(source, network.spec, options)
+        return answer_whole(endpoint, steps, reading, options=options, progress=progress)
     return _answer(network, begin_reading(source, network.spec, options), options, progress)
 
 
@@ -111,6 +116,15 @@ def predict_many(
     first = list(islice(sources, CALIBRATION_CLIPS if options.precision == "int8" else 0))
     network = _color_network(model, first, options)
     beside_cpu = device_of(network.model).type == "cpu"
+    if options.whole:
+        endpoint, steps = logits_of_steps(network)
+        return predict_each(
+            lambda source: begin_whole(source, network.spec, options),
+            lambda reading, told: answer_whole(endpoint, steps, reading, options=options, progress=told),
+            chain(first, sources),
+            progress=progress,
+            workers=options.workers or 1,
+        )
     return predict_each(
         lambda source: begin_reading(source, network.spec, options),
         lambda reading, told: _answer(network, reading, options, told),

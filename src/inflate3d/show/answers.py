@@ -19,6 +19,7 @@ from inflate3d.results.prediction import (
     rate_text,
     top_scores,
 )
+from inflate3d.show.pictures import page_of
 
 BAR_CELLS = 24
 
@@ -41,13 +42,18 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem } dt { f
 
 def scores_table(prediction: VideoPrediction, k: int = 5) -> Group:
     """Rank the k likeliest classes of a video."""
+    return Group(_title(prediction, "frames"), ranks_table(prediction.top(k)))
+
+
+def ranks_table(scores: Sequence[Score]) -> Table:
+    """List classes with their probabilities, as numbers and as bars."""
     table = _class_table()
     table.add_column("probability", justify="right")
     table.add_column("")
-    for score in prediction.top(k):
+    for score in scores:
         bar = "█" * round(score.probability * BAR_CELLS)
         table.add_row(Text(score.label), f"{score.probability:.1%}", Text(bar, "cyan"))
-    return Group(_title(prediction, "frames"), table)
+    return table
 
 
 def timeline_table(prediction: VideoPrediction) -> Table:
@@ -115,15 +121,18 @@ def timeline_svg(prediction: VideoPrediction, k: int = 5) -> str:
         >>> timeline_svg(VideoPrediction("a.mp4", 75, 25.0, torch.tensor([0.0, 1.0]), windows)).count("<polyline")
         2
     """
+    parts, height = timeline_parts(prediction, k)
+    return page_of(parts, WIDTH, height)
+
+
+def timeline_parts(prediction: VideoPrediction, k: int = 5) -> tuple[list[str], float]:
+    """Give what `timeline_svg` is made of, and how high it is, for a drawing that has more below."""
     scores = prediction.top(k)
     windows = prediction.windows
     duration = max(windows[-1].end_seconds, 1e-9)
     frames = [window for window in windows if window.key_frame]
     height = TOP + PLOT_HEIGHT + GAP + (FRAME_HEIGHT + 8 if frames else 0)
-    parts = [*_axes(duration), *_curves(scores, windows, duration), *_legend(scores), *_key_frames(frames)]
-    style = "font-family:system-ui,sans-serif;font-size:12px;background:#fff"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" style="{style}">'
-    return "\n".join([head, f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>', *parts, "</svg>"])
+    return [*_axes(duration), *_curves(scores, windows, duration), *_legend(scores), *_key_frames(frames)], height
 
 
 def _x(seconds: float, duration: float) -> float:
@@ -171,7 +180,7 @@ def _legend(scores: Sequence[Score]) -> list[str]:
     for row, (score, color) in enumerate(zip(scores, COLORS, strict=False)):
         y = TOP + 12 + row * 24
         parts.append(f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="2" fill="{color}"/>')
-        parts.append(f'<text x="{x + 20}" y="{y + 1}">{escape(score.label)} {score.probability:.0%}</text>')
+        parts.append(f'<text x="{x + 20}" y="{y + 1}" fill="#000">{escape(score.label)} {score.probability:.0%}</text>')
     more = len(scores) - len(COLORS)
     if more > 0:
         parts.append(f'<text x="{x}" y="{TOP + 13 + len(COLORS) * 24}" fill="#555">and {more} more, not drawn</text>')
@@ -236,11 +245,12 @@ def write_report(
 def _section(prediction: VideoPrediction, k: int) -> str:
     seconds = prediction.windows[-1].end_seconds
     rows = "".join(_row(score) for score in prediction.top(k))
+    parts, height = timeline_parts(prediction, k)
     return (
         f"<section><h2>{escape(Path(prediction.source).name)}</h2>"
         f"<p>{prediction.num_frames} frames, {rate_text(prediction.fps)}, "
         f"{clock(seconds)}, {len(prediction.windows)} windows</p>"
-        f"<table>{rows}</table>{timeline_svg(prediction, k)}</section>"
+        f"<table>{rows}</table>{page_of(parts, WIDTH, height, night=False)}</section>"
     )
 
 

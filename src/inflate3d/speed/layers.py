@@ -31,15 +31,16 @@ class SeparableMaxPool3d(nn.Module):
             return cast(Tensor, self.pool(x))
         x = _largest_along(x, 2, self.kernel_size[0], self.stride[0])
         if torch.compiler.is_compiling():  # a compiler joins the axes itself
-            return self._within_frames(x)
+            return self.within_frames(x)
         parts = x.split(FRAMES_AT_A_TIME, 2)
         if set(self.stride[1:]) != {1} or self.kernel_size[0] == 1:
-            return torch.cat([self._within_frames(frames) for frames in parts], 2)
+            return torch.cat([self.within_frames(frames) for frames in parts], 2)
         for frames in parts:
-            frames.copy_(self._within_frames(frames))
+            frames.copy_(self.within_frames(frames))
         return x
 
-    def _within_frames(self, x: Tensor) -> Tensor:
+    def within_frames(self, x: Tensor) -> Tensor:
+        """Pool `[b, c, t, h, w]` along height and width alone."""
         for axis in (3, 4):
             x = _largest_along(x, axis, self.kernel_size[axis - 2], self.stride[axis - 2])
         return x

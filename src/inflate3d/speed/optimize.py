@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -82,10 +83,14 @@ class Optimized(nn.Module):
                 fix='optimize with precision "bf16" or "fp32"',
             )
         if torch.compiler.is_compiling():  # an export holds one way only, and what it answers is not known yet
-            return _run(self.model, method, clip, args, self.precision)
+            return run_method(self.model, method, clip, args, self.precision)
+        self.settle(clip, method, *args)
+        return run_method(self.model, method, clip, args, self.precision)
+
+    def settle(self, clip: Tensor, method: str = "forward", *args: Any) -> None:
+        """Compare bfloat16 with float32 on a first clip `[b, c, t, h, w]`, where that is still to be done."""
         if self.exact is not None:
             self._compare(method, self._sample(clip), args)
-        return _run(self.model, method, clip, args, self.precision)
 
     def _sample(self, clip: Tensor) -> Tensor:
         """Take from the first clip a few frames from beginning to end, or all, where nobody says how few will do."""
@@ -99,7 +104,7 @@ class Optimized(nn.Module):
         exact = self.exact
         assert exact is not None
         closeness = _cosine(
-            _run(self.model, method, clip, args, self.precision), _run(exact, method, clip, args, "fp32")
+            run_method(self.model, method, clip, args, self.precision), run_method(exact, method, clip, args, "fp32")
         )
         self.exact = None  # only now: a clip that cannot be answered compares nothing
         if closeness >= BF16_COSINE:
@@ -246,7 +251,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
 
     def run() -> Any:
         with torch.no_grad():
-            return _run(fast, "forward", clip, (), "fp32")
+            return run_method(fast, "forward", clip, (), "fp32")
 
     wanted = run()
     folded = fold_batch_norms(fast, run)
@@ -276,7 +281,8 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
-def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], precision: Precision) -> Any:
+def run_method(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], precision: Precision) -> Any:
+    """Run a method of a model on a clip, with the device, layout and type that the precision wants."""
     like = next((value for value in values_of(model) if value.is_floating_point()), clip)  # a module may have none
     half = precision == "bf16"
     layout = torch.channels_last_3d if clip.ndim == 5 else torch.preserve_format
@@ -287,7 +293,8 @@ def _run(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], pre
         # of `clip[None]` torch does not see by the strides that it is channels-last, and would copy it
         clip = frames_to_clip(clip_to_frames(clip))
     clip = clip.to(like.device, dtype, memory_format=layout)
-    with torch.autocast(clip.device.type, torch.bfloat16, enabled=half):
+    # autocast does not know shapes without values
+    with nullcontext() if clip.is_meta else torch.autocast(clip.device.type, torch.bfloat16, enabled=half):
         output = (model if method == "forward" else getattr(model, method))(clip, *args)
     return pytree.tree_map_only(Tensor, lambda value: value.float(), output) if half else output
 
@@ -335,7 +342,7 @@ def _to_bf16(model: nn.Module) -> nn.Module:
 def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
     short = quantize_int8(model, clips)
     with torch.inference_mode():
-        pairs = [(short(clip), _run(model, "forward", clip, (), "fp32")) for clip in clips]
+        pairs = [(short(clip), run_method(model, "forward", clip, (), "fp32")) for clip in clips]
     cosine = min(_cosine(found, wanted) for found, wanted in pairs)
     same = sum(bool((found.argmax(1) == wanted.argmax(1)).all()) for found, wanted in pairs)
     cost = f"calibration clips: lowest cosine {cosine:.4f}, same first answer for {same} of {len(clips)}"

@@ -192,7 +192,7 @@ class I3dTail(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to logits `[b, classes]`."""
         for name in self.steps:
-            x = self.model._step(name, x)
+            x = self.model.step(name, x)
         return x
 
 

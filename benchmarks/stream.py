@@ -1,0 +1,201 @@
+"""Videos without an end: what streaming costs, how much memory it takes, and that it is one pass over the whole.
+
+    python benchmarks/stream.py [--quick]
+
+Four tables: the largest difference from one pass over 1000 to 1007 frames, for I3D and three inflated models; peak
+memory for 1000 and for 10,000 frames, each in a process of its own; dense features against overlapping windows of 64
+frames, a row for every eighth frame; and a live source in another process that is faster than the network.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SIDE = 193  # the least that I3D takes
+SMALL = 64
+MODELS = ("i3d", "resnet18", "mobilenetv2_050", "densenet121")
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """Make a model with random weights, and tell the side of its pictures."""
+    import timm
+    import torchvision
+
+    from inflate3d import InceptionI3d, inflate
+
+    torch.manual_seed(0)
+    if name == "i3d":
+        return InceptionI3d(400).eval(), SIDE
+    net = timm.create_model(name) if name.startswith("mobile") else getattr(torchvision.models, name)()
+    model = inflate(net, "i3d", example=torch.zeros(1, 3, SMALL, SMALL)).eval()
+    model.time_pool = "none"
+    return model, SMALL
+
+
+def clip_of(num_frames: int, side: int, start: int = 0) -> Tensor:
+    """Make frames of noise, each by its number."""
+    frames = [
+        torch.rand(3, side, side, generator=torch.Generator().manual_seed(number))
+        for number in range(start, start + num_frames)
+    ]
+    return torch.stack(frames, 1)[None] * 2 - 1
+
+
+def streamed(model: nn.Module, num_frames: int, side: int) -> Tensor:
+    """Answer a video of noise, of which no more than a piece is there at a time."""
+    from inflate3d.speed.stream import PIECE_FRAMES, Stream
+
+    stream, parts = Stream(model, num_frames), []
+    with torch.inference_mode():
+        for start in range(0, num_frames, PIECE_FRAMES):
+            count = min(PIECE_FRAMES, num_frames - start)
+            found = stream(clip_of(count, side, start), is_last=start + count == num_frames)
+            if found is not None:
+                parts.append(found)
+    return torch.cat(parts, 1)
+
+
+def differences(quick: bool) -> dict[str, float]:
+    """Compare with one pass over the whole, relative to the largest value."""
+    first = 100 if quick else 1000
+    worst: dict[str, float] = {}
+    for name in MODELS:
+        model, side = build(name)
+        for num_frames in range(first, first + (2 if quick else 8)):
+            clip = clip_of(num_frames, side)
+            with torch.inference_mode():
+                whole = model.endpoints(clip, "Logits_per_step")["Logits_per_step"].transpose(1, 2) \
+                    if name == "i3d" else model(clip)  # type: ignore[operator]  # fmt: skip
+            difference = float((streamed(model, num_frames, side) - whole).abs().max() / whole.abs().max())
+            worst[name] = max(worst.get(name, 0.0), difference)
+        print(f"{name}: {worst[name]:.1e}", file=sys.stderr, flush=True)
+    return worst
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from stream import build, streamed
+model, side = build({name!r})
+streamed(model, {num_frames}, side)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peaks(quick: bool) -> dict[str, list[float]]:
+    """Peak memory in GB of a process for a short and for a long video."""
+    lengths = (100, 300) if quick else (1000, 10_000)
+    found = {}
+    for name in ("i3d", "resnet18"):
+        found[name] = []
+        for num_frames in lengths:
+            code = PEAK.format(folder=sys.path[0], name=name, num_frames=num_frames)
+            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            found[name].append(int(run.stdout.split()[-1]) / 1e9)
+        print(f"{name}: {found[name]} GB", file=sys.stderr, flush=True)
+    return found
+
+
+def dense(quick: bool) -> dict[str, float]:
+    """Time a row for every eighth frame, from steps and from windows, by turns."""
+    import numpy as np
+
+    from inflate3d import InceptionI3d
+    from inflate3d.results.feature_presets import FeatureOptions
+    from inflate3d.results.features import Extractor
+
+    torch.manual_seed(0)
+    model = InceptionI3d(400).eval()
+    video = np.random.default_rng(0).integers(0, 255, (160 if quick else 320, 256, 320, 3), dtype=np.uint8)
+    extractors = {
+        "dense": Extractor({"rgb": model}, FeatureOptions(window="whole", precision="bf16")),
+        "windows": Extractor({"rgb": model}, FeatureOptions(window=64, stride=8, precision="bf16")),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in extractors}
+    for _ in range(2 if quick else 4):
+        for name, extractor in extractors.items():
+            began = time.perf_counter()
+            extractor.one(video)
+            seconds[name].append(time.perf_counter() - began)
+    ratios = [a / b for a, b in zip(seconds["dense"][1:], seconds["windows"][1:], strict=True)]
+    told = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {**told, "ratio": statistics.median(ratios)}
+
+
+SOURCE = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from stream import endless
+endless(sys.stdout.buffer, {seconds}, {rate})
+"""
+
+
+def endless(output: io.BufferedIOBase, seconds: float, rate: int) -> None:
+    """Write a video of noise for so long, so many frames in a second of the clock on the wall, stamped 25 a second."""
+    import av
+    import numpy as np
+
+    generator, began, number = np.random.default_rng(0), time.monotonic(), 0
+    with av.open(output, "w", format="mpegts") as file:
+        stream = file.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 256, "yuv420p"
+        picture = generator.integers(0, 255, (256, 320, 3), dtype=np.uint8)
+        while time.monotonic() - began < seconds:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, number, 1), format="rgb24")))
+            number += 1
+            time.sleep(max(began + number / rate - time.monotonic(), 0))
+
+
+def live(quick: bool) -> dict[str, Any]:
+    """Read a pipe from another process that is faster than the network; tell the longest delay."""
+    from inflate3d import InceptionI3d
+    from inflate3d.clips.live import LiveFrames
+    from inflate3d.results.live import predict_live
+
+    seconds, rate = (10, 60) if quick else (180, 60)
+    code = SOURCE.format(folder=sys.path[0], seconds=seconds, rate=rate)
+    source = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert source.stdout is not None
+    torch.manual_seed(0)
+    delays, answer = [], None
+    frames = LiveFrames(source.stdout)
+    for answer in predict_live(InceptionI3d(400).eval(), frames):
+        delays.append(answer.delay_seconds)
+    source.wait()
+    assert answer is not None
+    third = max(len(delays) // 3, 1)
+    return {
+        "seconds": seconds,
+        "answers": len(delays),
+        "frames": answer.num_frames,
+        "dropped": answer.num_dropped,
+        "longest_delay_seconds": max(delays[1:]),
+        "median_delay_first_third": statistics.median(delays[1 : third + 1]),
+        "median_delay_last_third": statistics.median(delays[-third:]),
+        "threads_left": threading.active_count() - 1,
+    }
+
+
+TABLES: dict[str, Callable[[bool], Any]] = {"differences": differences, "peaks": peaks, "dense": dense, "live": live}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], default=[])
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    print(json.dumps({name: TABLES[name](given.quick) for name in given.tables or TABLES}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

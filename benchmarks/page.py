@@ -75,6 +75,9 @@ GOALS: tuple[Goal, ...] = (
         lambda s: _beside(s, "pipeline", "video_features", "bf16", "peak_ratio"),
     ),
     ("720p video: whole run against network + half of the decoding", "<=", 1.1, lambda s: s["overlap"]["ratio"]),
+    ("streamed against one pass, fp32", "<=", 1e-4, lambda s: max(s["stream"]["differences"].values())),
+    ("memory for ten times the frames", "<=", 1.05, lambda s: max(b / a for a, b in s["stream"]["peaks"].values())),
+    ("dense features against windows every 8 frames", "<=", 0.1667, lambda s: s["stream"]["dense"]["ratio"]),
     *((f"{name} inflated, bf16 against eager", ">=", 1.5, lambda s, name=name: _inflated(s, name)) for name in MODELS),
     (
         "first answers that bf16 changes, inflated models on pictures",
@@ -273,6 +276,26 @@ def _memory(found: Figures) -> str:
     return f"## Long videos\n\n`inflate3d predict`, {found['runs'][0]['precision']}, from start to end:\n\n{table}"
 
 
+def _stream(found: Figures) -> str:
+    pairs = ", ".join(f"{name} {value:.0e}" for name, value in found["differences"].items())
+    (first, last), (short, long), dense, live = (found[name] for name in ("compared", "lengths", "dense", "live"))
+    rows = [[name, f"{a:.3f}", f"{b:.3f}", f"{b / a:.3f}"] for name, (a, b) in found["peaks"].items()]
+    early, late = live["median_delay_first_third"], live["median_delay_last_third"]
+    return f"""## Videos without an end
+
+Piece by piece against one pass over the whole, {first} to {last} frames of noise, float32: largest difference, of the
+largest logit: {pairs}.
+
+{_table(["peak memory, GB", f"{short} frames", f"{long} frames", "ratio"], rows)}
+
+A row for every eighth frame (I3D, bf16): {dense["dense"]:.1f} s by steps of one pass, {dense["windows"]:.1f} s by
+windows of 64 frames, which is {dense["ratio"]:.3f} of the time.
+
+A pipe from another process, {live["seconds"]} s long, {live["source_fps"]} frames a second (I3D, float32):
+{live["answers"]} answers, {live["dropped"]} of {live["frames"]} frames dropped, the longest delay
+{live["longest_delay_seconds"]:.2f} s; the median in the first third {early:.2f} s, in the last {late:.2f} s."""
+
+
 def _engine(found: Figures) -> str:
     titles = {
         "training": "`video`, forward and backward, 2 x 8 x 112 x 112, against 5D modules by hand",
@@ -348,6 +371,7 @@ WRITERS: dict[str, Callable[[Figures], str]] = {
     "accuracy": _accuracy,
     "overlap": _overlap,
     "memory": _memory,
+    "stream": _stream,
     "engine": _engine,
     "flow": _flow,
     "fvd": _fvd,

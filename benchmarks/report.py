@@ -85,6 +85,12 @@ def memory(settings: Settings) -> Answer:
     return {"runs": [memory.measure(minutes, "bf16") for minutes in ((0.2, 0.4) if settings.quick else (1, 3))]}
 
 
+def stream(settings: Settings) -> Answer:
+    import stream
+
+    return stream.measure(settings.quick)
+
+
 def engine(settings: Settings) -> Answer:
     import engine
 
@@ -105,7 +111,7 @@ def fvd(settings: Settings) -> Answer:
 
 SECTIONS: dict[str, Callable[[Settings], Answer]] = {
     function.__name__: function
-    for function in (network, pipeline, growth, inflated, accuracy, overlap, memory, engine, flow, fvd)
+    for function in (network, pipeline, growth, inflated, accuracy, overlap, memory, stream, engine, flow, fvd)
 }
 
 

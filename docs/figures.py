@@ -15,9 +15,16 @@ from inflate3d import PredictOptions, load, predict
 from inflate3d.inflation.build import inflate
 from inflate3d.inflation.plan import Rule, TimePadding
 from inflate3d.inflation.profiles import profile_taps
+from inflate3d.models.inception import I3D_CLIP
 from inflate3d.results.feature_clips import Timeline, cut
 from inflate3d.results.feature_presets import FeatureOptions
 from inflate3d.show.answers import COLORS, timeline_svg
+from inflate3d.show.filters import find_filters, write_filters
+from inflate3d.show.pictures import write_animation
+from inflate3d.show.plans import plan_svg
+from inflate3d.show.saliency import SaliencyOptions, captioned, find_saliency
+from inflate3d.show.sheets import contact_sheet, write_sheet
+from inflate3d.show.similarity import moments_of, self_similarity, similarity_svg
 from inflate3d.weights.fetch import fetch, fetch_demo_clip
 
 FIGURES = Path(__file__).parent / "figures"
@@ -31,6 +38,37 @@ def demo() -> str:
     fetch("i3d-kinetics400")
     answer = predict(load("i3d-kinetics400"), fetch_demo_clip(), PredictOptions(stride=16, key_frames=True))
     return timeline_svg(answer)
+
+
+def similarity() -> str:
+    """The same, and how alike the moments of the demo clip are."""
+    model, options = load("i3d-kinetics400"), PredictOptions(stride=16, key_frames=True)
+    answer = predict(model, fetch_demo_clip(), options)
+    moments, times = moments_of(model, fetch_demo_clip(), options)
+    return similarity_svg(answer, self_similarity(moments), times)
+
+
+def plan() -> str:
+    """I3D in time, layer by layer."""
+    return plan_svg(load("i3d-kinetics400"), "I3D, Inception-v1")
+
+
+def filters(path: Path) -> None:
+    """The first layer of I3D, as in the paper's figure 4."""
+    fetch("i3d-kinetics400")
+    write_filters(path, find_filters(load("i3d-kinetics400"), title="I3D, RGB, Kinetics-400"))
+
+
+def saliency(path: Path) -> None:
+    """Where I3D looks in the demo clip, every second frame."""
+    options = SaliencyOptions(label="cartwheeling")
+    found = find_saliency(load("i3d-kinetics400"), fetch_demo_clip(), options)
+    write_animation(path, list(captioned(found))[::2], fps=12.5)
+
+
+def clips(path: Path) -> None:
+    """What I3D is shown of the demo clip."""
+    write_sheet(path, contact_sheet(fetch_demo_clip(), I3D_CLIP, columns=5))
 
 
 def profiles() -> str:
@@ -266,13 +304,25 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"/>'
 
 
-DRAW = {"windows": windows, "profiles": profiles, "folding": folding, "borders": borders, "demo": demo}
+DRAW = {
+    "windows": windows,
+    "profiles": profiles,
+    "folding": folding,
+    "borders": borders,
+    "demo": demo,
+    "similarity": similarity,
+    "plan": plan,
+}
+PAINT = {"filters.png": filters, "filters.moving.webp": filters, "saliency.webp": saliency, "clips.webp": clips}
 
 
 def main() -> None:
     """Draw those that are named, or all."""
-    for name in sys.argv[1:] or DRAW:
-        (FIGURES / f"{name}.svg").write_text(DRAW[name]())
+    for name in sys.argv[1:] or [*DRAW, *PAINT]:
+        if name in PAINT:
+            PAINT[name](FIGURES / name)
+        else:
+            (FIGURES / f"{name}.svg").write_text(DRAW[name]())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import write_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -41,7 +42,13 @@ def folder_of_the_reader(tmp_path_factory, kinetics_weights):
     make = folder / "bin" / "make"
     make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --no-print-directory -C "{ROOT}" "$@"\n')
     make.chmod(0o755)
-    return folder
+    place = folder / "warm.socket"
+    server = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", place], stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "ready\n"
+    write_command(folder / "bin" / "inflate3d", place)
+    yield folder
+    server.kill()
+    server.wait()
 
 
 @pytest.mark.weights
@@ -64,9 +71,8 @@ def test_commands_run(page, folder_of_the_reader):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_examples_run(page, folder_of_the_reader):
     code = "\n".join(blocks(page, "python"))
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder_of_the_reader, capture_output=True, text=True, check=False
-    )
+    command = [folder_of_the_reader / "bin" / "inflate3d", "-c", code]
+    run = subprocess.run(command, cwd=folder_of_the_reader, capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{page.name}:\n{run.stdout}\n{run.stderr}"
 
 

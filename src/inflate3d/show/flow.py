@@ -1,18 +1,14 @@
 """Optical flow as pictures and videos."""
 
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import torch
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from torch import Tensor
 
 from inflate3d.atomic import replacing
 from inflate3d.errors import InflateError
+from inflate3d.show.pictures import write_animation
 
 # Steps from one color to the next on the wheel: red, yellow, green, cyan, blue, magenta and back.
 # Source: Baker et al., A Database and Evaluation Methodology for Optical Flow, IJCV 2011
@@ -170,20 +166,4 @@ def write_overlay(
         ...     (Path(folder) / "overlay.mp4").stat().st_size > 500
         True
     """
-    stream: VideoStream | None = None
-    with replacing(path) as draft, av.open(str(draft), "w", format="mp4") as container:
-        for picture, flow in moving:
-            drawn = overlay(picture, flow, largest_pixels)[: picture.shape[0] & ~1, : picture.shape[1] & ~1]
-            if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-                stream.height, stream.width, stream.pix_fmt = drawn.shape[0], drawn.shape[1], "yuv420p"
-            container.mux(stream.encode(VideoFrame.from_ndarray(np.ascontiguousarray(drawn.numpy()), format="rgb24")))
-        if stream is None:
-            raise InflateError(
-                "there is nothing to draw",
-                where=str(path),
-                expected="at least one frame with its flow",
-                got="none",
-                fix="pass a video of two frames or more",
-            )
-        container.mux(stream.encode(None))
+    write_animation(path, (overlay(picture, flow, largest_pixels) for picture, flow in moving), fps=fps)

@@ -83,9 +83,9 @@ class Optimized(nn.Module):
                 fix='optimize with precision "bf16" or "fp32"',
             )
         if torch.compiler.is_compiling():  # an export holds one way only, and what it answers is not known yet
-            return run_method(self.model, method, clip, args, self.precision)
+            return run_method(self.model, method, clip, args=args, precision=self.precision)
         self.settle(clip, method, *args)
-        return run_method(self.model, method, clip, args, self.precision)
+        return run_method(self.model, method, clip, args=args, precision=self.precision)
 
     def settle(self, clip: Tensor, method: str = "forward", *args: Any) -> None:
         """Compare bfloat16 with float32 on a first clip `[b, c, t, h, w]`, where that is still to be done."""
@@ -104,7 +104,8 @@ class Optimized(nn.Module):
         exact = self.exact
         assert exact is not None
         closeness = _cosine(
-            run_method(self.model, method, clip, args, self.precision), run_method(exact, method, clip, args, "fp32")
+            run_method(self.model, method, clip, args=args, precision=self.precision),
+            run_method(exact, method, clip, args=args),
         )
         self.exact = None  # only now: a clip that cannot be answered compares nothing
         if closeness >= BF16_COSINE:
@@ -251,7 +252,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
 
     def run() -> Any:
         with torch.no_grad():
-            return run_method(fast, "forward", clip, (), "fp32")
+            return run_method(fast, "forward", clip)
 
     wanted = run()
     folded = fold_batch_norms(fast, run)
@@ -281,7 +282,9 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
-def run_method(model: nn.Module, method: str, clip: Tensor, args: tuple[Any, ...], precision: Precision) -> Any:
+def run_method(
+    model: nn.Module, method: str, clip: Tensor, *, args: tuple[Any, ...] = (), precision: Precision = "fp32"
+) -> Any:
     """Run a method of a model on a clip, with the device, layout and type that the precision wants."""
     like = next((value for value in values_of(model) if value.is_floating_point()), clip)  # a module may have none
     half = precision == "bf16"
@@ -342,7 +345,7 @@ def _to_bf16(model: nn.Module) -> nn.Module:
 def _to_int8(model: nn.Module, clips: Sequence[Tensor]) -> Optimized:
     short = quantize_int8(model, clips)
     with torch.inference_mode():
-        pairs = [(short(clip), run_method(model, "forward", clip, (), "fp32")) for clip in clips]
+        pairs = [(short(clip), run_method(model, "forward", clip)) for clip in clips]
     cosine = min(_cosine(found, wanted) for found, wanted in pairs)
     same = sum(bool((found.argmax(1) == wanted.argmax(1)).all()) for found, wanted in pairs)
     cost = f"calibration clips: lowest cosine {cosine:.4f}, same first answer for {same} of {len(clips)}"

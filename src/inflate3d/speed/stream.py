@@ -111,7 +111,7 @@ class Stream(nn.Module):
             piece = torch.cat([self._waiting, piece], 2)
         self.borders.begin(is_last=is_last)
         try:
-            found = run_method(self.net, method, piece, args, self.precision)
+            found = run_method(self.net, method, piece, args=args, precision=self.precision)
         except TooFewFrames:
             if is_last:
                 raise _too_short(self._seen) from None

@@ -327,8 +327,12 @@ def _build(
             return InceptionI3d(num_classes, in_channels, class_names=labels, **(COMPAT[compat] if compat else {}))
     if architecture == CT_NAME and compat is None:
         return CtResNet152(num_classes, in_channels, class_names=labels)
-    from inflate3d.models.zoo import MODELS, build_network  # noqa: PLC0415
+    from inflate3d.models.sources import SOURCES  # noqa: PLC0415
+    from inflate3d.models.zoo import INFLATED, MODELS, build_network  # noqa: PLC0415
 
+    source = architecture.removeprefix(INFLATED).partition("/")[0]
+    if architecture.startswith(INFLATED) and source in SOURCES and not compat:  # no file names code of somebody's
+        return build_network(architecture, num_classes, in_channels=in_channels, class_names=labels)
     if architecture not in MODELS or compat:
         raise InflateError(
             "the weights are for a network that this version does not have"

@@ -36,12 +36,16 @@ def plan(
     """Show what every layer of a 2D model would become in time; nothing is changed."""
     from inflate3d.atomic import check_writable, write_text
     from inflate3d.inflation.build import make_plan
+    from inflate3d.inflation.cost import receptive_frames
 
     if json:
         check_writable(json)
     model2d, example = model_and_example(name, size)
-    decided = make_plan(model2d, preset, example=example, profile=profile, spacing_mm=_millimeters(spacing))
-    typer.echo(str(decided))
+    spacing_mm = _millimeters(spacing)
+    decided = make_plan(model2d, preset, example=example, profile=profile, spacing_mm=spacing_mm)
+    frames = receptive_frames(decided)
+    deep = f", {frames * spacing_mm[0]:g} mm of the volume," if spacing_mm else ""
+    typer.echo(f"{decided}\nat most {frames} frames{deep} have a say in one output")
     if json:
         write_text(json, decided.to_json())
 

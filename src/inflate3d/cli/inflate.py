@@ -44,8 +44,8 @@ def plan(
     spacing_mm = _millimeters(spacing)
     decided = make_plan(model2d, preset, example=example, profile=profile, spacing_mm=spacing_mm)
     frames = receptive_frames(decided)
-    deep = f", {frames * spacing_mm[0]:g} mm of the volume," if spacing_mm else ""
-    typer.echo(f"{decided}\nat most {frames} frames{deep} have a say in one output")
+    deep = f", {frames * spacing_mm[0]:g} mm" if spacing_mm else ""
+    typer.echo(f"{decided}\nframes that have a say in one output: at most {frames}{deep}")
     if json:
         write_text(json, decided.to_json())
 

@@ -216,6 +216,13 @@ def test_lumps_are_learned_and_the_file_predicts(scans, tmp_path):
     found = score_masks(model, tested, lambda path: (load_scan(path), load_mask(data.masks[path])))
     assert found.scores()["lump"].value == pytest.approx(told["scores"]["lump"]["value"], abs=1e-6)
     assert not (tmp_path / "run" / "volumes").exists()
+    again = ["evaluate", str(tmp_path / "run" / MODEL), "--data", str(scans), "--out", str(tmp_path / "again")]
+    assert CliRunner().invoke(app, [*again, "--fold", "0"]).exit_code == 0
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["dice"] == told["dice"]
+    rows = [f"{path},{mask},{'train' if number else 'val'}" for number, (path, mask) in enumerate(data.masks.items())]
+    (tmp_path / "train.csv").write_text("\n".join(["path,mask,split", *rows]) + "\n")
+    again[3] = str(tmp_path / "train.csv")
+    assert "there are no scans to show" in str(CliRunner().invoke(app, again).exception)
     shown = CliRunner().invoke(
         app, ["predict", tested[0], "--model", str(tmp_path / "run" / MODEL), "-o", str(tmp_path / "out")]
     )
@@ -260,6 +267,8 @@ def test_sizes_are_told_apart_by_the_command(medmnist, tmp_path):
     assert json.loads((tmp_path / "evaluation.json").read_text())["count"] == 6
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert load_inflated(tmp_path / MODEL).volume_spec.task == "classes"
+    again = ["evaluate", str(tmp_path / MODEL), "--data", str(medmnist), "--split", "val", "--out", str(tmp_path / "a")]
+    assert "AUC" in CliRunner().invoke(app, again).output
 
 
 def test_options_for_videos_are_refused(scans):

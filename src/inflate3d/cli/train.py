@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -17,13 +17,16 @@ from inflate3d.errors import InflateError, check_choice, import_extra
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
+
     from inflate3d.clips.dataset import Listing, Sample
     from inflate3d.results.answering import Answers, EvaluateOptions
     from inflate3d.results.evaluate import Evaluation
     from inflate3d.train.recipe import VolumeRecipe
-    from inflate3d.train.run import Devices, Fitted
+    from inflate3d.train.run import Devices
     from inflate3d.train.volume_data import VolumeSplits
 
+SPLITS = ("train", "val", "test")
 DataOption = Annotated[
     Path,
     typer.Option(metavar="PATH", help="Folder of classes, table, or official lists; see docs/train.md."),
@@ -98,7 +101,7 @@ def train(
     assert isinstance(chosen, Recipe)
     with warnings_on(console):
         splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
-        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
+        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in SPLITS)
         console.print(f"{len(splits.class_names)} classes; {counts}", markup=False, highlight=False)
         with _told(console) as tell:
             fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
@@ -129,38 +132,48 @@ def _train_volumes(
             data, recipe.task, fold=fold, val_share=val_share, seed=recipe.seed, class_names=names
         )
         splits = found.splits
-        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in ("train", "val", "test"))
+        counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in SPLITS)
         console.print(f"{', '.join(splits.class_names)}; {counts}", markup=False, highlight=False)
         fitted = fit_volumes(recipe, found, out, resume=resume, options=FitOptions(where))
         console.print(f"{fitted.seconds:.0f} s; the network: {out / MODEL}", markup=False, highlight=False)
         if splits.test:
             facts = {"weights": str(out / MODEL), "recipe": recipe.name, "network": recipe.network}
-            show = _show_classified if recipe.task == "classes" else _show_masks
-            show(fitted, found, console, out, {**facts, "overlap": str(recipe.overlap)})
+            shown = Shown(fitted.model, found, {**facts, "overlap": str(recipe.overlap)}, fitted.history)
+            (_show_classified if recipe.task == "classes" else _show_masks)(shown, console, out)
 
 
-def _show_classified(
-    fitted: "Fitted", data: "VolumeSplits", console: Console, out: Path, facts: dict[str, str]
-) -> None:
+class Shown(NamedTuple):
+    """A network for scans, what it is shown, and what a reader needs to repeat it."""
+
+    model: "nn.Module"
+    data: "VolumeSplits"
+    facts: dict[str, str]
+    history: Any = ()
+    split: str = "test"
+
+    @property
+    def samples(self) -> "Sequence[Sample]":
+        """The scans that are shown."""
+        samples: Sequence[Sample] = getattr(self.data.splits, self.split)
+        return samples
+
+
+def _show_classified(shown: Shown, console: Console, out: Path) -> None:
     from inflate3d.results.volume_scores import answer_scans, auc
     from inflate3d.train.volume_data import load_scan
 
     with _told(console) as tell:
         answers = answer_scans(
-            fitted.model, data.splits.test, load_scan, progress=lambda done, of: tell("test", done, of)
+            shown.model, shown.samples, load_scan, progress=lambda done, of: tell(shown.split, done, of)
         )
-    found = _show(
-        replace(answers, settings={**facts, **answers.settings}),
-        data.splits.train,
-        console,
-        out,
-        history=fitted.history,
-    )
+    answers = replace(answers, settings={**shown.facts, **answers.settings})
+    train = () if shown.split == "train" else shown.data.splits.train
+    found = _show(answers, train, console, out, history=shown.history)
     if len(found.per_class) == answers.logits.shape[1] == 2:
         console.print(f"AUC {auc(answers)}", highlight=False)
 
 
-def _show_masks(fitted: "Fitted", data: "VolumeSplits", console: Console, out: Path, facts: dict[str, str]) -> None:
+def _show_masks(shown: Shown, console: Console, out: Path) -> None:
     from rich.table import Table
 
     from inflate3d.results.volume_scores import score_masks
@@ -169,11 +182,11 @@ def _show_masks(fitted: "Fitted", data: "VolumeSplits", console: Console, out: P
 
     with _told(console) as tell:
         masks = score_masks(
-            fitted.model,
-            [sample.path for sample in data.splits.test],
-            lambda path: (load_scan(path), load_mask(data.masks[path])),
-            options=VolumeOptions(float(facts["overlap"])),
-            progress=lambda done, of: tell("test", done, of),
+            shown.model,
+            [sample.path for sample in shown.samples],
+            lambda path: (load_scan(path), load_mask(shown.data.masks[path])),
+            options=VolumeOptions(float(shown.facts["overlap"])),
+            progress=lambda done, of: tell(shown.split, done, of),
         )
     table = Table("part", "Dice", "95 % interval", box=None, pad_edge=False)
     for name, score in masks.scores().items():
@@ -181,11 +194,37 @@ def _show_masks(fitted: "Fitted", data: "VolumeSplits", console: Console, out: P
     console.print(table)
     for failure in masks.failures:
         console.print(f"not read: {failure.source}", markup=False, highlight=False)
-    write_text(out / "evaluation.json", replace(masks, settings={**facts, **masks.settings}).to_json())
+    write_text(out / "evaluation.json", replace(masks, settings={**shown.facts, **masks.settings}).to_json())
+
+
+def _evaluate_scans(
+    path: Path, data: Path, out: Path, *, cut: tuple[int | None, float, list[str]], split: str, overlap: float
+) -> None:
+    """Show labelled scans to the network of a file."""
+    from inflate3d.results.volumes import spec_of
+    from inflate3d.train.volume_data import read_volume_splits
+    from inflate3d.weights.inflated_file import load_inflated
+
+    console, model, (fold, val_share, names) = Console(), load_inflated(path), cut
+    task = spec_of(model).task
+    with warnings_on(console):
+        found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names)
+        shown = Shown(model, found, {"weights": str(path), "overlap": str(overlap)}, split=split)
+        if not shown.samples:
+            raise InflateError(
+                "there are no scans to show",
+                where=f"inflate3d evaluate --split {split}",
+                expected="a list with this split, or --fold",
+                got=f"{data}: " + ", ".join(f"{len(getattr(found.splits, one))} for {one}" for one in SPLITS),
+                fix="--fold 0, or another --split",
+            )
+        (_show_classified if task == "classes" else _show_masks)(shown, console, out)
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="best.ckpt or last.ckpt of a run.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="best.ckpt or last.ckpt of a run; model.safetensors of one on scans.")
+    ],
     data: DataOption,
     flow: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Checkpoint of another stream, whose answers are joined.")
@@ -202,14 +241,19 @@ def evaluate(
     crops: Annotated[str, typer.Option(help="center, three, five or ten.")] = "center",
     max_frames: Annotated[int, typer.Option(help="Of a video that is shown whole.")] = 250,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    overlap: Annotated[float, typer.Option(help="Of windows over a scan, as a share of a side.")] = 0.5,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
 ) -> None:
-    """Show labelled videos to a trained network: accuracies with intervals, confusions, calibration, mistakes."""
+    """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice."""
     import_extra("lightning", "train", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
 
-    check_choice(split, ("train", "val", "test"), what="split", where="inflate3d evaluate --split")
+    check_choice(split, SPLITS, what="split", where="inflate3d evaluate --split")
+    if checkpoint.suffix == ".safetensors":
+        names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+        _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
+        return
     check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
     console = Console()
     options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them

@@ -130,7 +130,7 @@ def load_trained(
             where=str(path),
             expected="a network for videos",
             got=f"recipe {recipe.name}",
-            fix=f"inflate3d predict SCANS --model {path.parent / 'model.safetensors'}",
+            fix=f"take {path.parent / 'model.safetensors'}, with inflate3d evaluate or predict --model",
         )
     model = build(recipe, class_names) if build else build_for(recipe, class_names, start=False)
     try:

@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures coverage models bench ci messages mutations wheel
+.PHONY: setup demo test check fix docs figures screenshots coverage models bench ci messages mutations wheel
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ docs: setup
 
 figures: setup
 	$(BIN)/python docs/figures.py
+
+# Of the page, in Chromium, with the real weights and the demo clip.
+screenshots: setup
+	INFLATE3D_SCREENSHOTS=docs/figures $(BIN)/python -m pytest -q tests/test_app_page.py -k walk
 
 coverage: setup
 	$(BIN)/python docs/coverage.py

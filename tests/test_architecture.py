@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Top to bottom; parts in one row do not know each other.
 LAYERS = [
     ["__main__"],
-    ["cli", "app"],
+    ["cli"],
+    ["app"],
     ["train"],
     ["show"],
     ["results"],

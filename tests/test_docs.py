@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from warm import write_command
 
 ROOT = Path(__file__).parents[1]

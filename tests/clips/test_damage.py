@@ -29,6 +29,15 @@ def streamable(whole, tmp_path):
     return remux(whole, tmp_path / "front.mp4", movflags="faststart")
 
 
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile whole.mp4\n", "#EXTM3U\n#EXTINF:8,\nwhole.mp4\n"])
+def test_a_list_of_other_files_is_no_video(whole, text):
+    """A stranger's upload must not open what lies beside it."""
+    path = whole.with_name("list.mp4")
+    path.write_text(text)
+    with pytest.raises(InflateError, match=r"list\.mp4"):
+        next(iter(open_frames(path)))
+
+
 def test_a_tail_cut_off_keeps_what_came_before(streamable):
     cut_off(streamable, 0.66)
     with pytest.warns(InflateWarning, match=r"front\.mp4: damaged in \d+ places.* frames \(2\.\d+ s\) were read"):

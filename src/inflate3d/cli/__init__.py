@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from inflate3d import __version__
-from inflate3d.cli import export, features, flow, fvd, inflate, predict, train, weights
+from inflate3d.cli import export, features, flow, fvd, inflate, page, predict, show, train, weights
 from inflate3d.errors import InflateError
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ app.command("export")(export.export)
 app.command("plan")(inflate.plan)
 app.command("prove")(inflate.prove)
 app.command("models")(weights.models)
+app.command("app")(page.app)
+app.add_typer(show.app, name="show")
 app.add_typer(weights.app, name="weights")
 
 

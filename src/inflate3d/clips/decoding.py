@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,8 @@ from inflate3d.errors import InflateError, InflateWarning
 
 T = TypeVar("T")
 
+# Formats that lead to other files, or to none: a stranger's "video" must not open what lies beside it
+ELSEWHERE = {"applehttp", "concat", "dash", "hls", "image2", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"}
 MAX_READ_ERRORS = 64  # in a row, before the rest of a file is given up
 MAX_LOST_SECONDS = 60  # between the last frame before damage and the same one found again
 LOOK_AHEAD = 16  # H.264 and HEVC reorder frames by 16 at most
@@ -59,9 +62,14 @@ def open_container(path: Path) -> InputContainer:
     """
     try:
         # absolute, so that FFmpeg takes no colon in a name for a protocol
-        return av.open(str(path.absolute()))
+        return av.open(str(path.absolute()), options={"format_whitelist": _formats()})
     except av.FFmpegError as error:
         raise _refused(path, error) from error
+
+
+@cache
+def _formats() -> str:
+    return ",".join(sorted(av.formats_available - ELSEWHERE))
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:

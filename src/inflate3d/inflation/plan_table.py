@@ -11,12 +11,13 @@ TITLES = ("layer", "is", "becomes", "kernel t x h x w", "stride t", "profile", "
 
 def table(layers: "Iterable[LayerPlan]") -> list[str]:
     """Write layers into lines whose columns are aligned; a stride of 1/2 makes time twice as long."""
-    rows = [TITLES, *(_row(layer) for layer in layers)]
+    rows = [TITLES, *map(cells, layers)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _row(layer: "LayerPlan") -> tuple[str, ...]:
+def cells(layer: "LayerPlan") -> tuple[str, ...]:
+    """Tell of one layer what stands under `TITLES`."""
     timed = layer.action == "inflate"
     stride = str(layer.time_stride) if layer.action in ("inflate", "pool", "resize") else ""
     return (

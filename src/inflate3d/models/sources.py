@@ -71,7 +71,7 @@ def find_2d_model(
     elif ":" in name:
         model = _call_function(name, pretrained, options)
     else:
-        raise _no_such_model(name, [f"timm/{n}" for n in _timm_names()] + [f"torchvision/{n}" for n in _vision_names()])
+        raise _no_such_model(name, model_names())
     if source == "torchvision":
         for attribute, value in TORCHVISION_WITHOUT_EXTRA_HEADS.get(rest, {}).items():
             setattr(model, attribute, value)
@@ -122,6 +122,16 @@ def example_shape(model: nn.Module, name: str = "") -> Shape:
     preset = torchvision.models.get_model_weights(rest).DEFAULT.transforms()
     size = getattr(preset, "crop_size", None) or preset.resize_size
     return input_shape_of(model, otherwise=(DEFAULT_SHAPE[0], size[0], size[-1]))
+
+
+def model_names() -> list[str]:
+    """Name all 2D models that timm and torchvision build, as `find_2d_model` takes them.
+
+    Example:
+        >>> "torchvision/resnet18" in model_names()
+        True
+    """
+    return [f"timm/{name}" for name in _timm_names()] + [f"torchvision/{name}" for name in _vision_names()]
 
 
 def _timm() -> Any:

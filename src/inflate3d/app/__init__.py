@@ -1,0 +1,1 @@
+"""The web page: what its visitors may ask for, and how it looks."""

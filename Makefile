@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs figures screenshots coverage models bench ci messages mutations wheel
+.PHONY: setup demo test check fix docs site figures screenshots coverage models bench ci messages mutations wheel
 
 setup: $(READY)
 
@@ -29,11 +29,17 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup
+# All pictures anew from the weights, the demo clip and the figures that stand in docs/*.json, then the site.
+docs: figures screenshots site
+
+site: setup
 	$(BIN)/mkdocs build --strict --quiet
 
 figures: setup
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/fvd_report.py draw
+	$(BIN)/python docs/experiments.py draw
+	$(BIN)/python benchmarks/report.py --draw
 
 # Of the page, in Chromium, with the real weights and the demo clip.
 screenshots: setup
@@ -60,4 +66,4 @@ wheel: setup
 	rm -rf dist && $(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/check_wheel.py dist
 
-ci: check test docs wheel
+ci: check test site wheel

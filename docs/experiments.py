@@ -5,6 +5,7 @@
     python docs/experiments.py gesture DATA     # gesture: the same, three seeds, and test clips shown backwards
     python docs/experiments.py paper DATA       # gesture: the paper's five architectures, in small
     python docs/experiments.py write            # docs/experiments.md, its pictures and docs/experiments.json
+    python docs/experiments.py draw             # the pictures alone
 
 DATA is a table of videos with the columns path, dataset, label, group and fold. Each command goes on where it was
 stopped: a cell that is done is a file in the folder --work. `--only PATTERN` takes the cells whose names fit, `--smoke`
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from experiments_page import write_page
+from experiments_page import draw, write_page
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
@@ -378,7 +379,7 @@ def run(name: str, place: Place) -> None:
 def main() -> None:
     """Run one experiment, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*EXPERIMENTS, "write"])
+    parser.add_argument("what", choices=[*EXPERIMENTS, "write", "draw"])
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/experiments"))
     parser.add_argument("--smoke", action="store_true")
@@ -386,6 +387,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "write":
         write_page(given.work / "cells")
+    elif given.what == "draw":
+        draw()
     elif given.data is None:
         sys.exit("name the table of videos")
     else:

@@ -61,14 +61,20 @@ def write_page(folder: Path) -> None:
         for name, cell in cells.items()
     }
     write_text(DOCS / "experiments.json", json.dumps(figures, indent=1) + "\n")
-    for data in ("tennis", "gesture"):
-        write_text(FIGURES / f"learning_{data}.svg", learning_svg(curves_of(cells, data, "val_top1")))
+    draw()
     page = DOCS / "experiments.md"
     words = page.read_text()
     for name, table in tables(figures).items():
         mark = rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)"
         words = re.sub(mark, lambda found, table=table: found[1] + table + found[2], words, flags=re.DOTALL)
     write_text(page, words)
+
+
+def draw() -> None:
+    """Draw the pictures of docs/experiments.json."""
+    cells = json.loads((DOCS / "experiments.json").read_text())["cells"]
+    for data in ("tennis", "gesture"):
+        write_text(FIGURES / f"learning_{data}.svg", learning_svg(curves_of(cells, data, "val_top1")))
 
 
 def answers_of(test: Mapping[str, Any]) -> Answers:

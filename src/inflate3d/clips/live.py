@@ -104,6 +104,7 @@ class LiveFrames:
         self._next = Fraction(0)  # the moment that the next frame is wanted for
         self._shift: Fraction | None = None  # from the source's clock to ours
         self._arrived = 0.0
+        self._last = 0.0, 0.0  # of the last frame that was taken: its time, and when it came
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -246,9 +247,10 @@ class LiveFrames:
             if picture is None:  # what is dropped is never drawn
                 picture = resize_picture(self._drawer(frame), self.short_side)
             self._pictures.append(picture)
+            self._last = float(moment), self._arrived
 
     def _piece(self, *, is_last: bool) -> LivePiece:
-        return LivePiece(self._pictures, float(self._latest or 0), self._arrived, is_last)
+        return LivePiece(self._pictures, *self._last, is_last)
 
     def _broken(self, error: Exception) -> InflateError:
         return InflateError(

@@ -20,7 +20,7 @@ from inflate3d.speed.stream_inflated import stream_inflated
 
 Item = TypeVar("Item")
 
-PIECE_FRAMES = 32  # a multiple of the strides in time of all networks here
+PIECE_FRAMES = 64  # a multiple of the strides in time of all networks here
 ENDLESS = HALVINGS << 40  # frames: a number that strides in time divide
 
 

@@ -171,7 +171,7 @@ def live(quick: bool) -> dict[str, Any]:
     from inflate3d.clips.live import LiveFrames
     from inflate3d.results.live import predict_live
 
-    seconds, rate = (10, 60) if quick else (180, 60)
+    seconds, rate = (10, 60) if quick else (180, 240)
     code = SOURCE.format(folder=sys.path[0], seconds=seconds, rate=rate)
     source = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert source.stdout is not None

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from inflate3d import InceptionI3d, inflate
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.inflation.plan import Insert, Rule
 from inflate3d.models.inflated import inflated_classifier, resnet_i3d
 from inflate3d.speed.borders import Borders, TooFewFrames
@@ -68,6 +68,18 @@ def test_an_optimized_i3d_streams_as_it_answers(i3d, precision):
     with torch.inference_mode():
         wanted = fast.endpoints(video, "Logits_per_step")["Logits_per_step"].transpose(1, 2)
     assert_alike(steps_of(fast, video, 16, 27), wanted, 1e-4 if precision == "fp32" else 2e-2)
+
+
+def test_a_stream_in_bfloat16_is_guarded_as_the_model_is(monkeypatch):
+    """Nobody has to have asked the model before: the first piece is compared, and float32 stays where it differs."""
+    monkeypatch.setattr("inflate3d.speed.optimize.BF16_COSINE", 2.0)
+    torch.manual_seed(0)
+    model = lively(inflated_classifier("timm/test_resnet", 7))
+    video, fast = torch.rand(1, 3, 40, 48, 40) * 2 - 1, optimize(model, "bf16")
+    with pytest.warns(InflateWarning, match="too coarse"):
+        found = steps_of(fast, video, 32)
+    assert fast.precision == "fp32" and fast.exact is None
+    assert_alike(found, steps_of(optimize(model, "fp32"), video, 32), 1e-6)
 
 
 def test_endpoints_and_static_padding(i3d):

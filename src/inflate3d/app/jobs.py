@@ -19,8 +19,8 @@ from inflate3d.errors import InflateError, check_options, is_count, is_number, l
 from inflate3d.results.feature_network import EndpointNetwork
 from inflate3d.results.feature_presets import FeatureOptions
 from inflate3d.results.features import Extractor
-from inflate3d.results.network import PredictOptions
-from inflate3d.results.predict import Progress, optimize_for, predict
+from inflate3d.results.network import PredictOptions, Progress
+from inflate3d.results.predict import optimize_for, predict
 from inflate3d.results.prediction import VideoPrediction, printable
 from inflate3d.show.saliency import Saliency, SaliencyOptions, find_saliency
 

@@ -54,6 +54,7 @@ def show_live(paths: list[str], model: str, look: LiveLook) -> None:
         patience_seconds=look.patience_seconds,
     )
     last: LiveAnswer | None = None
+    shown: LiveAnswer | None = None  # the last one that has a line of its own
     printed = -LINE_SECONDS
     table = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
     try:
@@ -63,14 +64,15 @@ def show_live(paths: list[str], model: str, look: LiveLook) -> None:
                 if table:
                     table.update(Group(ranks_table(top), Text(_state(last), "dim")), refresh=True)
                 elif time.monotonic() - printed >= LINE_SECONDS:
-                    printed = time.monotonic()
-                    console.print(f"{_line(last, top)}", markup=False, highlight=False)
+                    printed, shown = time.monotonic(), last
+                    console.print(_line(last, top), markup=False, highlight=False)
     except KeyboardInterrupt:
         pass  # the way to end it
     finally:
         live.close()
         if last:
-            console.print(_line(last, last.top(names, look.top)), markup=False, highlight=False)
+            if shown is not last:
+                console.print(_line(last, last.top(names, look.top)), markup=False, highlight=False)
             console.print(_state(last), markup=False, highlight=False)
 
 

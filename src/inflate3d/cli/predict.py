@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from inflate3d.clips.video import Source
-    from inflate3d.results.network import PredictOptions
-    from inflate3d.results.predict import Progress
+    from inflate3d.results.network import PredictOptions, Progress
     from inflate3d.results.prediction import Failure, VideoPrediction
     from inflate3d.speed.optimize import Optimized
 

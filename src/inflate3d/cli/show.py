@@ -1,15 +1,19 @@
 """`inflate3d show`: filters, what a network looks at and is shown, a video over time, and plans, as pictures."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from inflate3d.cli.inflate import Preset, Size, model_and_example
 from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import nn
 
     from inflate3d.results.network import PredictOptions
@@ -84,11 +88,8 @@ def saliency(
     rate = frame_rate(fps, "inflate3d show saliency --fps")
     options = SaliencyOptions(method, label, layer, fps=rate, num_frames=num_frames, window=window)  # type: ignore[arg-type]  # checked there
     network = _network(model)
-    with progress_on(steps) as progress, warnings_on(steps):
-        task = progress.add_task(video.name, total=None)
-        found = find_saliency(
-            network, video, options, progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with _reading(video) as progress:
+        found = find_saliency(network, video, options, progress=progress)
     shown = len(found.times_seconds)
     seconds = found.times_seconds[-1] - found.times_seconds[0]
     write_saliency(output, found, fps=(shown - 1) / seconds if seconds > 0 else 25.0)
@@ -116,14 +117,8 @@ def timeline(
     check_writable(output)
     network = _network(model)
     options = _options(fps, num_frames, window, stride)
-    with progress_on(steps) as progress, warnings_on(steps):
-        task = progress.add_task(video.name, total=None)
-        answer = predict(
-            network,
-            video,
-            options,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with _reading(video) as progress:
+        answer = predict(network, video, options, progress=progress)
         moments, times = moments_of(network, video, options)
     write_drawing(output, similarity_svg(answer, self_similarity(moments), times, k=top))
     typer.echo(f"{output}: {len(answer.windows)} windows, {len(times)} moments")
@@ -177,6 +172,14 @@ def plan(
         drawing = plan_svg(_network(name), name)
     write_drawing(output, drawing)
     typer.echo(str(output))
+
+
+@contextmanager
+def _reading(video: Path) -> "Iterator[Callable[[float, float | None], None]]":
+    """Show how far a video has been read."""
+    with progress_on(steps) as bars, warnings_on(steps):
+        task = bars.add_task(escape(video.name), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _options(

@@ -132,13 +132,15 @@ class EndpointNetwork:
         """Begin a video that is shown as a whole, piece by piece."""
         return WholeVideo(self, num_frames)
 
-    def _found(self, clips: Tensor, model: nn.Module, *, is_last: bool | None = None) -> object:
+    def _found(self, clips: Tensor, model: nn.Module, *, is_last: bool = False) -> object:
         """Run a model, or a stream whose video goes on or ends here, up to the endpoint."""
+        if isinstance(model, Stream):
+            model.settle(clips)  # before its layers are listened to
         inner = model.net if isinstance(model, Stream) else model.model if isinstance(model, Optimized) else model
 
         def run(method: str, *args: Any) -> Any:
             if isinstance(model, Stream):
-                return model.call(method, clips, *args, is_last=bool(is_last))
+                return model.call(method, clips, *args, is_last=is_last)
             return model(clips) if method == "forward" else getattr(model, method)(clips, *args)
 
         if self.by_name:
@@ -209,8 +211,6 @@ class WholeVideo:
         with torch.inference_mode():
             clips, model = self.network._placed(clips), self.network.model
             if self.stream is None:
-                if isinstance(model, Optimized):
-                    model.settle(clips)
                 self.stream = Stream(model, self.num_frames)
             found = self.network._found(clips, self.stream, is_last=is_last)
             return None if found is None else self.network._answer(found, clips)

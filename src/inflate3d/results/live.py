@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.live import LiveFrames
 from inflate3d.clips.transforms import input_views
-from inflate3d.errors import InflateError
-from inflate3d.results.network import PredictOptions
+from inflate3d.results.network import PredictOptions, check_logits
 from inflate3d.results.predict import check_model
 from inflate3d.results.prediction import Score, top_scores
 from inflate3d.speed.optimize import Precision, optimize
@@ -72,28 +71,17 @@ def predict_live(model: nn.Module, live: LiveFrames, *, precision: Precision = "
     """
     spec = check_model(model, PredictOptions(precision=precision))
     fast = optimize(model, precision)
-    stream: Stream | None = None
+    stream = Stream(fast)
     steps: deque[Tensor] = deque(maxlen=SHOWN_STEPS)
     with closing(iter(live)) as pieces:  # type: ignore[type-var]  # a generator
         for piece in pieces:
             (clip,) = input_views(piece.pictures, spec)
             with torch.inference_mode():
-                if stream is None:
-                    if clip.shape[1] >= spec.min_frames:
-                        fast.settle(clip[None])
-                    stream = Stream(fast)
                 found = stream(clip[None], is_last=piece.is_last)
             if found is None:
                 continue
             steps.extend(found[0].float().cpu())
             logits = torch.stack(list(steps)).mean(0)
-            if not logits.isfinite().all():
-                raise InflateError(
-                    "the model's answer is not a number",
-                    where="predict, live",
-                    expected="finite logits",
-                    got=f"{int((~logits.isfinite()).sum())} of {logits.numel()} are NaN or infinite",
-                    fix='check the weights (inflate3d weights verify), or take precision="fp32"',
-                )
+            check_logits(logits[None], 1, getattr(model, "class_names", None))
             delay = time.monotonic() - piece.arrived_seconds
             yield LiveAnswer(piece.time_seconds, delay, logits, live.num_frames, live.num_dropped, live.num_reconnects)

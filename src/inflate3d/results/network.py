@@ -20,6 +20,7 @@ from inflate3d.speed.memory import clips_at_a_time, device_of
 from inflate3d.speed.optimize import Precision
 
 MIN_FPS = 1e-4  # exact_fps keeps four digits
+Progress = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
 AHEAD_WINDOWS = 2  # that are read while the network is busy; the flow of one takes half a minute
 
 
@@ -247,7 +248,7 @@ class Network(NamedTuple, Generic[T]):
     def _logits(self, views: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = self.model(views)
-        _check_logits(logits, len(views), getattr(self.model, "class_names", None))
+        check_logits(logits, len(views), getattr(self.model, "class_names", None))
         found: Tensor = logits.float().cpu()
         return found
 
@@ -270,7 +271,12 @@ def views_at_a_time(model: nn.Module, spec: ClipSpec, options: PredictOptions) -
     return options.batch_size or clips_at_a_time(device_of(model), run_one)
 
 
-def _check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:
+def check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:
+    """Refuse answers that are no finite logits `[num_views, classes]`, a class for each name.
+
+    Raises:
+        InflateError: They are not.
+    """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_views:
         raise InflateError(
             "the model does not answer with logits",

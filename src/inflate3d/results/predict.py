@@ -20,6 +20,7 @@ from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.results.network import (
     Network,
     PredictOptions,
+    Progress,
     Reading,
     SmallFrame,
     T,
@@ -32,7 +33,6 @@ from inflate3d.results.whole import answer_whole, begin_whole, logits_of_steps
 from inflate3d.speed.memory import device_of, give_back_memory, resident_bytes
 from inflate3d.speed.optimize import Optimized, in_training, optimize
 
-Progress = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
 Begun = TypeVar("Begun")
 
 KEY_FRAME_SHORT_SIDE = 128

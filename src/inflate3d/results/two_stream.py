@@ -22,6 +22,7 @@ from inflate3d.models.streams import Fusion
 from inflate3d.results.network import (
     Network,
     PredictOptions,
+    Progress,
     SmallFrame,
     color_views,
     cut_windows,
@@ -30,7 +31,7 @@ from inflate3d.results.network import (
     small_frames,
     views_at_a_time,
 )
-from inflate3d.results.predict import Answers, Progress, check_model, predict_each
+from inflate3d.results.predict import Answers, check_model, predict_each
 from inflate3d.results.prediction import Failure, VideoPrediction
 from inflate3d.speed.optimize import Optimized, optimize
 

@@ -1,6 +1,6 @@
 """A whole video in one pass, as the paper tests: a network that goes on from piece to piece, with an answer a step."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import cycle, islice
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from inflate3d.results.feature_network import LOGITS, EndpointNetwork
 from inflate3d.results.network import (
     Network,
     PredictOptions,
+    Progress,
     SmallFrame,
     color_views,
     open_source,
@@ -25,8 +26,6 @@ from inflate3d.results.prediction import VideoPrediction, WindowPrediction, prin
 from inflate3d.speed.ahead import ahead
 from inflate3d.speed.optimize import Optimized
 from inflate3d.speed.stream import PIECE_FRAMES, TimeSteps, in_pieces
-
-Progress = Callable[[float, float | None], None]
 
 
 class WholeReading(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, is_count
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.inflation.padding import pad_time
@@ -63,20 +64,35 @@ class Stream(nn.Module):
 
     def __init__(self, model: nn.Module, num_frames: int | None = None) -> None:
         super().__init__()
-        inner = model.model if isinstance(model, Optimized) else model
-        _check(model, inner, num_frames)
-        self.precision: Precision = model.precision if isinstance(model, Optimized) else "fp32"
+        _check(model, model.model if isinstance(model, Optimized) else model, num_frames)
+        self._source = (model,)  # no part of this one
         self.borders, self.num_frames = Borders(), num_frames
-        net = copy_sharing(inner)
-        self.net: nn.Module = net
-        if isinstance(net, InceptionI3d):
-            self.net = StreamedI3d(net, self.borders, num_frames or ENDLESS)
-        else:
-            inflated = net.inflated if isinstance(net, InflatedClassifier) else net
-            assert isinstance(inflated, Inflated)
-            stream_inflated(inflated, self.borders)
+        self._build()
         self._waiting: Tensor | None = None  # the first frames, of which no layer can make a step
         self._seen = 0
+
+    def _build(self) -> None:
+        (model,) = self._source
+        self.precision: Precision = model.precision if isinstance(model, Optimized) else "fp32"
+        net = copy_sharing(model.model if isinstance(model, Optimized) else model)
+        self.net: nn.Module = net
+        if isinstance(net, InceptionI3d):
+            self.net = StreamedI3d(net, self.borders, self.num_frames or ENDLESS)
+            return
+        inflated = net.inflated if isinstance(net, InflatedClassifier) else net
+        assert isinstance(inflated, Inflated)
+        stream_inflated(inflated, self.borders)
+
+    def settle(self, piece: Tensor) -> None:
+        """Compare bfloat16 with float32 on a first piece `[b, c, t, h, w]`, where the model has not done so yet."""
+        (model,) = self._source
+        spec = getattr(model, "clip_spec", None)
+        too_short = isinstance(spec, ClipSpec) and piece.shape[2] < spec.min_frames  # no step comes of it either
+        if not isinstance(model, Optimized) or model.exact is None or too_short:
+            return
+        model.settle(piece)
+        if model.precision != self.precision:
+            self._build()
 
     def forward(self, piece: Tensor, *, is_last: bool = False) -> Tensor | None:
         """Give the logits of the next steps, `[b, steps, classes]`, of an inflated model what its 2D model gives.
@@ -109,6 +125,7 @@ class Stream(nn.Module):
             piece = pad_time(piece, 0, -self._seen % HALVINGS)
         if self._waiting is not None:
             piece = torch.cat([self._waiting, piece], 2)
+        self.settle(piece)
         self.borders.begin(is_last=is_last)
         try:
             found = run_method(self.net, method, piece, args=args, precision=self.precision)

@@ -384,6 +384,25 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def read_unchanged(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read the tensors of a file of this package, and see that they are those that its card tells of.
+
+    Raises:
+        InflateError: They have another hash, or cannot be read.
+    """
+    state = read_weights(path)
+    found = tensors_sha256(state)
+    if found != sha256:
+        raise InflateError(
+            "the weights are not those that were saved",
+            where=str(path),
+            expected=f"tensors with the hash {sha256[:16]}...",
+            got=f"{found[:16]}...",
+            fix="take an undamaged copy, or save the model anew",
+        )
+    return state
+
+
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})

@@ -21,7 +21,7 @@ from inflate3d.weights.checkpoint import (
     INFLATED_KEY,
     metadata_in,
     read_card,
-    read_weights,
+    read_unchanged,
     tensors_sha256,
     write_safetensors,
 )
@@ -158,15 +158,7 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None, 
     if INFLATED_KEY in metadata_in(path):
         return load_inflated(path, trust=trust)
     card, names = read_card(path), _class_names_in(path)
-    found = tensors_sha256(read_weights(path))
-    if found != card.tensors_sha256:
-        raise InflateError(
-            "the weights are not those that were saved",
-            where=str(path),
-            expected=f"tensors with the hash {card.tensors_sha256[:16]}...",
-            got=f"{found[:16]}...",
-            fix="take an undamaged copy, or save the model anew",
-        )
+    read_unchanged(path, card.tensors_sha256)
     model = load(path)
     if names:
         model.class_names = names  # type: ignore[assignment]  # nn.Module knows no others

@@ -19,7 +19,7 @@ from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.outputs import TimePool
 from inflate3d.inflation.plan import Plan
 from inflate3d.models.sources import SOURCES, example_shape, find_2d_model
-from inflate3d.weights.checkpoint import INFLATED_KEY, metadata_in, read_weights, tensors_sha256, write_safetensors
+from inflate3d.weights.checkpoint import INFLATED_KEY, metadata_in, read_unchanged, tensors_sha256, write_safetensors
 from inflate3d.weights.stored import shape_and_type
 
 VERSION = 1
@@ -184,15 +184,7 @@ def load_inflated(path: str | Path, *, model2d: nn.Module | None = None, trust: 
             got="weights without a plan",
             fix="inflate(model2d, ...) and load_checkpoint(model3d, FILE), or inflate3d.load(FILE)",
         )
-    state = read_weights(path)
-    if tensors_sha256(state) != card.tensors_sha256:
-        raise InflateError(
-            "the weights are not those that were saved",
-            where=str(path),
-            expected=f"tensors with the hash {card.tensors_sha256[:16]}...",
-            got=f"{tensors_sha256(state)[:16]}...",
-            fix="take an undamaged copy, or save the model anew",
-        )
+    state = read_unchanged(path, card.tensors_sha256)
     model3d = build(card.plan, _model2d(card, str(path), trust) if model2d is None else _checked(model2d))
     model3d.time_pool = card.time_pool
     model3d.eval()

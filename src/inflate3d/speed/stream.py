@@ -162,7 +162,7 @@ def in_pieces(frames: Iterable[Item], size: int = PIECE_FRAMES) -> Iterator[tupl
 
 
 def _unmarked(value: Tensor) -> Tensor:
-    return value.detach()
+    return value.detach()  # another object, which says nothing about frames of a piece
 
 
 def _too_short(num_frames: int) -> InflateError:

@@ -40,6 +40,7 @@ figures: setup
 	$(BIN)/python docs/fvd_report.py draw
 	$(BIN)/python docs/experiments.py draw
 	$(BIN)/python benchmarks/report.py --draw
+	$(BIN)/python docs/first_table.py
 
 # Of the page, in Chromium, with the real weights and the demo clip.
 screenshots: setup

@@ -280,7 +280,17 @@ def _stream(found: Figures) -> str:
     pairs = ", ".join(f"{name} {value:.0e}" for name, value in found["differences"].items())
     (first, last), (short, long), dense, live = (found[name] for name in ("compared", "lengths", "dense", "live"))
     rows = [[name, f"{a:.3f}", f"{b:.3f}", f"{b / a:.3f}"] for name, (a, b) in found["peaks"].items()]
-    early, late = live["median_delay_first_third"], live["median_delay_last_third"]
+    header = ["by", "answers", "frames", "dropped", "came back", "longest delay", "median, first third", "last third"]
+    delays = ("longest_delay_seconds", "median_delay_first_third", "median_delay_last_third")
+    sources = [
+        [
+            name,
+            *(str(one[key]) for key in ("answers", "frames", "dropped", "came_back")),
+            *(f"{one[key]:.2f} s" for key in delays),
+        ]
+        for name, one in live.items()
+        if isinstance(one, dict)
+    ]
     return f"""## Videos without an end
 
 Piece by piece against one pass over the whole, {first} to {last} frames of noise, float32: largest difference, of the
@@ -291,9 +301,10 @@ largest logit: {pairs}.
 A row for every eighth frame (I3D, bf16): {dense["dense"]:.1f} s by steps of one pass, {dense["windows"]:.1f} s by
 windows of 64 frames, which is {dense["ratio"]:.3f} of the time.
 
-A pipe from another process, {live["seconds"]} s long, {live["source_fps"]} frames a second (I3D, float32):
-{live["answers"]} answers, {live["dropped"]} of {live["frames"]} frames dropped, the longest delay
-{live["longest_delay_seconds"]:.2f} s; the median in the first third {early:.2f} s, in the last {late:.2f} s."""
+A live source in another process, {live["seconds"]} s of {live["source_fps"]} frames a second (I3D, float32). HTTP hangs
+up twice and is away for five seconds:
+
+{_table(header, sources)}"""
 
 
 def _engine(found: Figures) -> str:

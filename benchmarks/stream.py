@@ -8,15 +8,14 @@ frames, a row for every eighth frame; and a live source in another process that 
 """
 
 import argparse
-import io
 import json
+import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -141,15 +140,11 @@ def dense(quick: bool) -> dict[str, float]:
     return {**told, "ratio": statistics.median(ratios)}
 
 
-SOURCE = """
-import sys, time
-sys.path.insert(0, {folder!r})
-from stream import endless
-endless(sys.stdout.buffer, {seconds}, {rate})
-"""
+# A pipe is filled until its time is over; a server hangs up after a third of it, is away, and comes back
+TURNS, AWAY_SECONDS, PATIENCE_SECONDS = 3, 5.0, 15.0
 
 
-def endless(output: io.BufferedIOBase, seconds: float, rate: int) -> None:
+def endless(output: IO[bytes], seconds: float, rate: int) -> None:
     """Write a video of noise for so long, so many frames in a second of the clock on the wall, stamped 25 a second."""
     import av
     import numpy as np
@@ -165,35 +160,76 @@ def endless(output: io.BufferedIOBase, seconds: float, rate: int) -> None:
             time.sleep(max(began + number / rate - time.monotonic(), 0))
 
 
-def live(quick: bool) -> dict[str, Any]:
-    """Read a pipe from another process that is faster than the network; tell the longest delay."""
-    from inflate3d import InceptionI3d
+def serve(port: int, seconds: float, rate: int) -> None:
+    """Serve such a video some times; nobody answers between them, and after the last."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp2t")
+            self.end_headers()
+            endless(self.wfile, seconds, rate)  # type: ignore[arg-type]
+
+    for _ in range(TURNS):
+        with HTTPServer(("127.0.0.1", port), Handler) as server:
+            server.handle_request()
+        time.sleep(AWAY_SECONDS)
+
+
+def watch(source: str) -> None:
+    """Look at a live source until it is over, and print the delays."""
+    from inflate3d import InceptionI3d, InflateError
     from inflate3d.clips.live import LiveFrames
     from inflate3d.results.live import predict_live
 
-    seconds, rate = (10, 60) if quick else (180, 240)
-    code = SOURCE.format(folder=sys.path[0], seconds=seconds, rate=rate)
-    source = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert source.stdout is not None
     torch.manual_seed(0)
     delays, answer = [], None
-    frames = LiveFrames(source.stdout)
-    for answer in predict_live(InceptionI3d(400).eval(), frames):
-        delays.append(answer.delay_seconds)
-    source.wait()
+    frames = LiveFrames(source, patience_seconds=PATIENCE_SECONDS)
+    try:
+        for answer in predict_live(InceptionI3d(400).eval(), frames):
+            delays.append(answer.delay_seconds)
+    except InflateError as error:
+        if "did not come back" not in str(error):
+            raise
     assert answer is not None
     third = max(len(delays) // 3, 1)
-    return {
-        "seconds": seconds,
-        "source_fps": rate,
+    found = {
         "answers": len(delays),
         "frames": answer.num_frames,
         "dropped": answer.num_dropped,
+        "came_back": answer.num_reconnects,
         "longest_delay_seconds": max(delays[1:]),
         "median_delay_first_third": statistics.median(delays[1 : third + 1]),
         "median_delay_last_third": statistics.median(delays[-third:]),
-        "threads_left": threading.active_count() - 1,
     }
+    print(json.dumps(found))
+
+
+def python(code: str) -> list[str]:
+    """A command that runs a function of this file."""
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r}); from stream import *; {code}"]
+
+
+def live(quick: bool) -> dict[str, Any]:
+    """Read from another process that is faster than the network, by a pipe and by HTTP; tell the longest delay."""
+    seconds, rate = (15, 60) if quick else (180, 240)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sources = {
+        "pipe": ("-", f"endless(sys.stdout.buffer, {seconds}, {rate})"),
+        "http": (f"http://127.0.0.1:{port}", f"serve({port}, {seconds / TURNS}, {rate})"),
+    }
+    found: dict[str, Any] = {"seconds": seconds, "source_fps": rate}
+    for name, (address, code) in sources.items():
+        with subprocess.Popen(python(code), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
+            time.sleep(2)  # until the server listens; a pipe waits for its reader
+            run = subprocess.run(python(f"watch({address!r})"), stdin=source.stdout, stdout=subprocess.PIPE, check=True)
+            source.terminate()
+        found[name] = json.loads(run.stdout.splitlines()[-1])
+        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+    return found
 
 
 def measure(quick: bool) -> dict[str, Any]:

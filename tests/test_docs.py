@@ -97,13 +97,24 @@ def test_docstring_examples_run(name):
     assert failed == 0
 
 
+def script(name):
+    """Import a script of the docs."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_first_screen_is_that_of_the_runs():
+    made = script("first_table")
+    for page in made.PAGES:
+        assert made.PLACE.findall(page.read_text()) == [made.table()], "make figures"
+
+
 @pytest.fixture(scope="module")
 def messages():
     """The script that lists the package's messages."""
-    spec = importlib.util.spec_from_file_location("messages", ROOT / "docs" / "messages.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script("messages")
 
 
 def test_the_page_of_messages_is_up_to_date(messages):

@@ -47,15 +47,16 @@ class LiveFrames:
     """A live source, read by a thread of its own: iterate over its pieces, and leave the loop or `close` to end.
 
     While nobody takes pieces, two are kept, and what comes then is dropped and counted: so pieces are never older than
-    it takes to work on three of them. A source that dies is opened again, until it has been away for too long; one that
-    tells how long it is, such as a file, is no live one and simply ends.
+    it takes to work on three of them. A source that dies is opened again, until it has been away for too long, and what
+    came before is given as a shorter piece; one that tells how long it is, such as a file, is no live one and simply
+    ends.
 
     Args:
         source: A URL (http, rtsp, rtmp, srt and others), the number of a camera, a device or file, or "-" for standard
             input, or an open binary file.
         fps: Frames per second to take, by the source's clock: the latest one at each moment; or "native" for all.
         short_side: Pixels of the shorter side, to which frames are resized.
-        piece_frames: Frames of a piece.
+        piece_frames: Frames of a piece, at most.
         patience_seconds: How long a source may be away.
 
     Attributes:
@@ -165,9 +166,11 @@ class LiveFrames:
                 reason = f"{type(error).__name__}: {error}"
             if self.num_frames > before:
                 lost_since, wait = time.monotonic(), 0.5
-            if time.monotonic() + wait - lost_since > self.patience_seconds:
-                if self._pictures:
-                    self._put(self._piece(is_last=True))
+            stays_away = time.monotonic() + wait - lost_since > self.patience_seconds
+            if self._pictures:  # an answer must not wait for what may never come
+                self._put(self._piece(is_last=stays_away))
+                self._pictures = []
+            if stays_away:
                 raise InflateError(
                     "the live source has gone and did not come back",
                     where=str(self.name),

@@ -52,6 +52,7 @@ def ours(precision: str) -> Extract:
             for pictures in pictures_of(path):
                 clip = frames_to_input(pictures, I3D_CLIP)
                 features.append(fast.endpoints(clip, ENDPOINT)[ENDPOINT].mean((2, 3, 4))[0].tolist())
+                del clip, pictures  # not kept beside the next ones
                 give_back_memory()
         return features
 

@@ -247,6 +247,17 @@ def test_clips_that_cannot_be_read_are_told_and_left_out(clips_folder, tmp_path)
     assert fitted.history[0]["val_loss"] == clean.history[0]["val_loss"]  # it counts for nothing in the validation
 
 
+@pytest.mark.parametrize(("change", "what"), [({"lr": 1e30}, "loss"), ({"clip_norm": 1e30}, "norm of the gradients")])
+def test_a_run_that_diverges_stops(clips_folder, tmp_path, change, what):
+    """The second one has a finite loss, and gradients beyond all numbers."""
+    model = tiny_model()
+    if what != "loss":
+        last = list(model.parameters())[-1]
+        last.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(InflateError, match=f"diverged: the {what} is no finite number"):
+        fit(recipe(**change), splits_of(clips_folder), tmp_path / "run", model=model, options=QUIET)
+
+
 @pytest.mark.filterwarnings("ignore::inflate3d.errors.InflateWarning")
 def test_too_many_such_clips_are_an_error(clips_folder, tmp_path):
     splits = splits_of(clips_folder)

@@ -1,4 +1,4 @@
-"""3D convolution on a CPU, where torch's own takes a slow way: small clips, and gradients of depthwise kernels."""
+"""3D convolution on a CPU, where torch's own is slow or wrong: small clips, gradients of some kernels."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
     For one small clip in float32, `F.conv3d` copies the input once for each place of the kernel instead of asking
     oneDNN (torch 2.14, ATen/native/Convolution.cpp, use_mkldnn). oneDNN in turn has no fast gradients for depthwise 3D
     kernels: the gradient of the input is a convolution with the kernel turned around, that of a kernel of up to 3x3
-    pixels a 2D convolution for each frame of the kernel.
+    pixels a 2D convolution for each frame of the kernel. And in bfloat16 it leaves the gradient of a kernel that is
+    longer than the clip unwritten in part, or writes beside it (torch 2.14.1: two frames and three taps are enough), so
+    that such a clip gets its zeros here.
 
     Example:
         >>> kernel, once = torch.ones(1, 1, 3, 3, 3), Geometry(stride=(1, 1, 1), padding=(0, 0, 0))
@@ -34,6 +36,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
         torch.Size([1, 1, 1, 2, 3])
     """
     stride, padding, dilation, groups = geometry
+    if padding[0] and torch.is_grad_enabled() and x.shape[2] < weight.shape[2] and _is_half(x):
+        x = F.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
+        padding = (0, *padding[1:])
+        geometry = geometry._replace(padding=padding)
     if torch.compiler.is_compiling() or not _runs_here(x, weight):
         return F.conv3d(x, weight, bias, *geometry)
     if groups == x.shape[1] == weight.shape[0] and torch.is_grad_enabled() and set(stride) == set(dilation) == {1}:
@@ -47,6 +53,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
         return F.conv3d(x, weight, bias, *geometry)
     bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+
+
+def _is_half(x: Tensor) -> bool:
+    """Whether values on a CPU are, or become, bfloat16."""
+    if x.device.type != "cpu":
+        return False
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast or x.dtype == torch.bfloat16
 
 
 def _runs_here(x: Tensor, weight: Tensor) -> bool:

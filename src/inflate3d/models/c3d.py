@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import check_choice
-from inflate3d.models.blocks import ClipRule, SameMaxPool3d, check_classes, run_endpoints
+from inflate3d.models.blocks import ClipRule, SameConv3d, SameMaxPool3d, check_classes, run_endpoints
 
 # Tran et al., section 3.3: frames of 128 x 171, crop 112, clips of 16 frames
 C3D_CLIP = ClipSpec(fps=25.0, num_frames=16, min_frames=16, short_side=128, crop=112, value_range=(-1.0, 1.0))
@@ -141,7 +141,7 @@ class C3D(nn.Module):
 
 def _convolution(in_channels: int, channels: int, batch_norm: bool) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=nn.Conv3d(in_channels, channels, 3, padding=1, bias=not batch_norm)
+        conv=SameConv3d(in_channels, channels, (3, 3, 3), stride=(1, 1, 1), bias=not batch_norm)
     )
     if batch_norm:
         layers["norm"] = nn.BatchNorm3d(channels, eps=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inflate3d.axes import clip_to_frames
 from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, check_choice
-from inflate3d.models.blocks import ClipRule, SameMaxPool3d, check_classes, run_endpoints
+from inflate3d.models.blocks import ClipRule, SameConv3d, SameMaxPool3d, check_classes, run_endpoints
 from inflate3d.models.googlenet import MIN_SIDE_PIXELS, STREAM_CHANNELS, TRUNK_CHANNELS, InceptionTrunk
 from inflate3d.models.inception import InceptionI3d
 
@@ -356,7 +356,7 @@ class FusedTwoStream(nn.Module):
         self.rgb = InceptionTrunk(STREAM_CHANNELS["rgb"])
         self.flow = InceptionTrunk(STREAM_CHANNELS["flow"] * FLOW_STACK)
         self.fuse = nn.Sequential(
-            nn.Conv3d(2 * TRUNK_CHANNELS, FUSED_CHANNELS, 3, padding=1, bias=False),
+            SameConv3d(2 * TRUNK_CHANNELS, FUSED_CHANNELS, (3, 3, 3), stride=(1, 1, 1), bias=False),
             nn.BatchNorm3d(FUSED_CHANNELS, eps=1e-3),
             nn.ReLU(inplace=True),
             SameMaxPool3d((3, 3, 3), stride=(2, 2, 2)),

@@ -193,7 +193,9 @@ class Extractor:
             if shown and self.reader.steps:
                 self._go_on(name, *shown[0])
             elif shown:
-                views = shown[0][2] if len(shown) == 1 else torch.cat([views for *_, views in shown])  # no needless copy
+                views = (
+                    shown[0][2] if len(shown) == 1 else torch.cat([views for *_, views in shown])
+                )  # no needless copy
                 answers = self._through(network, views).split(self.num_views)
                 for (video, _, _), answer in zip(shown, answers, strict=True):
                     video.rows.setdefault(name, []).append(answer)

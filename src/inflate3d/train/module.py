@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
+from inflate3d.errors import InflateError
 from inflate3d.train.network import head_of, keep_frozen_in_eval
 from inflate3d.train.recipe import Recipe, Training
 
@@ -56,14 +57,29 @@ class Learning(L.LightningModule):
         step = self.trainer.current_epoch * 1_000_003 + batch_idx
         torch.manual_seed((self.recipe.seed * 7919 + step) * 1009 + self.global_rank)
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stop where nothing can be learned any more, before the weights are lost."""
+        self._check_finite(loss, "loss")
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip gradients; Lightning refuses to, with fused optimizers."""
         if self.recipe.clip_norm:
             whole = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)  # FSDP's own, over all devices
             if whole is not None:
-                whole(self.recipe.clip_norm)
+                norm = whole(self.recipe.clip_norm)
             else:
-                nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+                norm = nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+            self._check_finite(norm, "norm of the gradients")
+
+    def _check_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value):
+            raise InflateError(
+                f"training has diverged: the {what} is no finite number",
+                where=f"epoch {self.current_epoch}, step {self.global_step}",
+                expected="a number",
+                got=f"{float(value)}",
+                fix=f"begin anew with --set lr={self.recipe.lr / 10:g}, --set warmup_steps=100 or --set precision=fp32",
+            )
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule of the recipe."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from figures import FIGURES, WIDTH, _line, _svg, _text
+from numpy.typing import NDArray
 
 from inflate3d.atomic import write_text
 from inflate3d.clips.dataset import Sample
@@ -176,21 +177,27 @@ def curves_of(cells: Cells, data: str, value: str) -> dict[str, list[list[float]
 
 
 def convergence(cells: Cells, data: str) -> dict[str, Any]:
-    """4c: mean validation accuracy over all epochs, and what inflation gains on random weights, run by run."""
-    curves = curves_of(cells, data, "val_top1")
+    """4c: how well networks fit the clips they learn from, and others, and what inflation gains on random weights."""
+    curves, losses = curves_of(cells, data, "val_top1"), curves_of(cells, data, "train_loss_epoch")
     table: dict[str, Any] = {}
     for kind, runs in curves.items():
-        areas = np.array([np.mean(run) for run in runs])
+        areas, loss = np.array([np.mean(run) for run in runs]), np.array([run[-1] for run in losses[kind]])
         table[kind] = {
             "runs": len(runs),
             "mean_over_epochs": float(areas.mean()),
             "last": float(np.mean([r[-1] for r in runs])),
+            "training_loss": float(loss.mean()),
         }
         if kind != "random" and len(curves.get("random", [])) == len(runs) > 1:
-            gains = areas - np.array([np.mean(run) for run in curves["random"]])
-            drawn = np.random.default_rng(0).choice(gains, (5000, len(gains))).mean(1)
-            table[kind]["gain"] = [float(gains.mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()]
+            table[kind]["gain"] = _gain(areas, np.array([np.mean(run) for run in curves["random"]]))
+            table[kind]["loss_gain"] = _gain(loss, np.array([run[-1] for run in losses["random"]]))
     return table
+
+
+def _gain(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
+    """Average the differences run by run, with their bounds."""
+    drawn = np.random.default_rng(0).choice(ours - theirs, (5000, len(ours))).mean(1)
+    return [float((ours - theirs).mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()]
 
 
 def filters_table(cells: Cells) -> dict[str, Any]:
@@ -230,7 +237,13 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         for kind, row in figures["paper"].items()
     ]
     claims = [
-        f"| {data} | {NAMES[kind]} | {row['mean_over_epochs']:.1%} | {row['last']:.1%} | "
+        f"| {data} | {NAMES[kind]} | {row['runs']} | {row['training_loss']:.2f} | "
+        + (
+            f"{row['loss_gain'][0]:+.2f} ({row['loss_gain'][1]:+.2f} to {row['loss_gain'][2]:+.2f})"
+            if "gain" in row
+            else ""
+        )
+        + f" | {row['mean_over_epochs']:.1%} | {row['last']:.1%} | "
         + (f"{row['gain'][0]:+.1%} ({row['gain'][1]:+.1%} to {row['gain'][2]:+.1%})" if "gain" in row else "")
         + " |"
         for data, found in figures["convergence"].items()
@@ -246,7 +259,11 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         "tennis": ("network | top-1 | mean of classes | folds | minutes", tennis),
         "gesture": ("network | seeds | top-1 | shown backwards | validation by epoch, forwards/backwards", gesture),
         "paper": ("architecture | top-1 | parameters | minutes", paper),
-        "convergence": ("clips | network | validation, mean over epochs | last | gain on random", claims),
+        "convergence": (
+            "clips | network | runs | training loss, last epoch | against random | validation, mean over epochs | last "
+            "| against random",
+            claims,
+        ),
         "filters": ("clips | network | layers | moved | outside of its profile", filters),
     }
     return {

@@ -176,6 +176,17 @@ def test_what_cannot_be_read_is_told(rising, tmp_path):
         answer_samples(model, [broken], HOW, window=Window(4, 1, 32))
 
 
+def test_what_is_no_number_is_no_answer(rising):
+    """It would count as a wrong one, or even as a right one, where the first class is wanted."""
+
+    class Diverged(Brightness):
+        def forward(self, clip):
+            return super().forward(clip) * float("nan")
+
+    with pytest.raises(InflateError, match="the model's answer is not a number"):
+        shown(rising, Window(4, 1, 32), Diverged())
+
+
 def test_the_cache_holds_what_was_decoded(rising, tmp_path):
     cache = tmp_path / "cache"
     how = Decoding("native", 33, cache=cache)

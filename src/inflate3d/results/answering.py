@@ -15,6 +15,7 @@ from inflate3d.clips.sampling import loop_frames
 from inflate3d.clips.transforms import CropKind, crops, resize_picture
 from inflate3d.errors import InflateError, check_options, is_count, list_faults
 from inflate3d.models.streams import Fusion
+from inflate3d.results.network import check_logits
 from inflate3d.results.prediction import Failure
 from inflate3d.speed.optimize import Precision, optimize
 
@@ -116,6 +117,7 @@ def answer_samples(
             clips = _views(frames, window, options, model)
             with torch.inference_mode():
                 logits = torch.cat([fast(clip).double() for clip in clips])
+            check_logits(logits, len(clips), getattr(model, "class_names", None))
         except Exception as error:  # whatever a strange file sets off must not cost the others
             failures.append(Failure.of(sample.path, error))
             continue

@@ -203,6 +203,7 @@ class JoinedBranches(nn.ModuleDict):
                 found = _empty(part, 1, sum(widths))
             found[:, start : start + width] = part
             start += width
+            del part  # not kept beside the next one
         return found
 
 

@@ -36,7 +36,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
         torch.Size([1, 1, 1, 2, 3])
     """
     stride, padding, dilation, groups = geometry
-    if padding[0] and torch.is_grad_enabled() and x.shape[2] < weight.shape[2] and _is_half(x):
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    if padding[0] and torch.is_grad_enabled() and _is_half(x) and x.shape[2] < reach:
         x = F.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
         padding = (0, *padding[1:])
         geometry = geometry._replace(padding=padding)

@@ -193,10 +193,9 @@ class Extractor:
             if shown and self.reader.steps:
                 self._go_on(name, *shown[0])
             elif shown:
-                views = (
-                    shown[0][2] if len(shown) == 1 else torch.cat([views for *_, views in shown])
-                )  # no needless copy
-                answers = self._through(network, views).split(self.num_views)
+                clips = [views for *_, views in shown]
+                together = torch.cat(clips) if len(clips) > 1 else clips[0]  # no needless copy
+                answers = self._through(network, together).split(self.num_views)
                 for (video, _, _), answer in zip(shown, answers, strict=True):
                     video.rows.setdefault(name, []).append(answer)
         for video, piece in waiting:

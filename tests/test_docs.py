@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import inflate3d
 from warm import write_command
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,10 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_what_is_cited_is_this_version():
+    assert f"version: {inflate3d.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_table_of_the_first_screen_is_that_of_the_runs():

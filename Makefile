@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check fix docs site figures screenshots coverage models bench ci messages mutations wheel
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations wheel
 
 setup: $(READY)
 
@@ -18,7 +18,14 @@ demo: setup
 	$(BIN)/inflate3d demo
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+# Those that take seconds each: tests/slow.txt, which `make slow-list` writes anew from a run of all.
+slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+slow-list: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --record-slow
 
 check: setup
 	$(BIN)/ruff check .
@@ -67,4 +74,4 @@ wheel: setup
 	rm -rf dist && $(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/check_wheel.py dist
 
-ci: check test site wheel
+ci: check test slow site wheel

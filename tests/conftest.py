@@ -14,6 +14,26 @@ import pytest
 import torch
 
 SHARED = Path(__file__).parents[2] / "shared"
+SLOW = Path(__file__).with_name("slow.txt")  # the tests that `make test` leaves to `make slow`
+SLOW_SECONDS = 4.0
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-slow", action="store_true", help=f"write {SLOW.name} anew from this run of all tests")
+
+
+def pytest_collection_modifyitems(items):
+    slow = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--record-slow"):
+        runs = terminalreporter.stats.get("passed", [])
+        slow = [run for run in runs if run.when == "call" and run.duration >= SLOW_SECONDS]
+        SLOW.write_text("".join(f"{run.nodeid}\n" for run in sorted(slow, key=lambda run: run.nodeid)))
 
 
 def pytest_runtest_setup(item):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from inflate3d.speed import memory
-from inflate3d.speed.memory import clips_at_a_time, copy_sharing, give_back_memory, own_values, resident_bytes
+from inflate3d.speed.memory import SteadyMemory, clips_at_a_time, copy_sharing, give_back_memory, own_values, resident_bytes
 
 
 def test_a_cpu_takes_one_clip_at_a_time_and_tries_nothing():
@@ -55,3 +55,15 @@ def test_memory_that_is_taken_is_held_and_given_back():
     del ballast
     give_back_memory()
     assert resident_bytes() - before < taken - 100e6
+
+
+@pytest.mark.skipif(not resident_bytes(), reason="the system does not say")
+def test_a_long_work_holds_no_more_than_after_its_first_step_and_what_it_may_keep():
+    memory, living = SteadyMemory(kept_bytes=32 * 2**20), []
+    for step in range(1, 7):  # 25 MB, 50 MB, ... in small pieces, of which every hundredth lives on
+        pieces = [torch.ones(12_500) for _ in range(500 * step)]
+        living += pieces[::100]
+        del pieces
+        memory.after_step()
+    assert 0 < memory.after_first
+    assert resident_bytes() < memory.after_first + 64 * 2**20 < memory.after_first + 5 * 25e6

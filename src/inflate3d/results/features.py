@@ -16,11 +16,10 @@ from inflate3d.results.feature_files import VideoFeatures
 from inflate3d.results.feature_network import CHANNELS, EndpointNetwork, WholeVideo
 from inflate3d.results.feature_presets import NUM_CROPS, WHOLE, FeatureOptions, Pool, StreamName, plain
 from inflate3d.results.network import SmallFrame
-from inflate3d.results.predict import KEPT_BYTES
 from inflate3d.results.prediction import Failure, printable, reason_of
 from inflate3d.results.two_stream import FlowOptions, MovingFrame
 from inflate3d.speed.ahead import ahead
-from inflate3d.speed.memory import clips_at_a_time, device_of, give_back_memory, resident_bytes
+from inflate3d.speed.memory import SteadyMemory, clips_at_a_time, device_of, give_back_memory
 from inflate3d.speed.stream import TimeSteps
 
 Told = Callable[[int, float, float | None], None]  # which video; seconds done; seconds in all, as the header has it
@@ -100,7 +99,7 @@ class Extractor:
         if "flow" in self.networks:
             flow = FlowOptions(self._flow_method(), options.flow_from, options.quantizer)
         self.reader = FeatureReader(options, first.spec, flow, steps)
-        self.num_views, self.resident_bytes = NUM_CROPS[options.crops], resident_bytes()
+        self.num_views, self.memory = NUM_CROPS[options.crops], SteadyMemory()
         self.at_a_time = options.batch_size or min(map(self._fitting, self.networks))
         alone = options.window == WHOLE or options.crops == "none"  # their clips differ in size
         self.pieces_at_a_time = 1 if alone else max(self.at_a_time // self.num_views, 1)
@@ -202,9 +201,7 @@ class Extractor:
             if not video.failure and not self.reader.steps:
                 video.starts.append(piece.start)
         waiting.clear()
-        if resident_bytes() > self.resident_bytes + KEPT_BYTES:  # glibc keeps what lies between living frames
-            give_back_memory()
-            self.resident_bytes = resident_bytes()
+        self.memory.after_step()
 
     def _through(self, network: EndpointNetwork, clips: Tensor) -> Tensor:
         """Run clips, always as many at a time, so that an answer does not depend on what stands beside it."""

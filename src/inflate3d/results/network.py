@@ -16,6 +16,7 @@ from inflate3d.clips.video import FrameStream, Rate, Source, open_frames, source
 from inflate3d.errors import InflateError, check_options, is_count, is_number
 from inflate3d.results.prediction import reason_of
 from inflate3d.speed.ahead import ahead
+from inflate3d.speed.lanes import in_lanes, lanes_of
 from inflate3d.speed.memory import clips_at_a_time, device_of
 from inflate3d.speed.optimize import Precision
 
@@ -229,8 +230,8 @@ class Network(NamedTuple, Generic[T]):
     def answers(self, cut: Iterator[Window[T]], crops: CropKind) -> Iterator[tuple[list[Window[T]], Tensor]]:
         """Give windows with their answers, as many at once as fit."""
         views = len(CROPS[crops](0, 0))
-        while batch := list(islice(cut, max(self.at_a_time // views, 1))):
-            yield batch, self.answer(batch)
+        batches = iter(lambda: list(islice(cut, max(self.at_a_time // views, 1))), [])
+        yield from in_lanes(self.answer, batches, lanes_of(self.model))
 
     def answer(self, batch: list[Window[T]]) -> Tensor:
         """Give logits `[windows, classes]` in float32, averaged over the views.

@@ -30,7 +30,7 @@ from inflate3d.results.network import (
 )
 from inflate3d.results.prediction import Failure, VideoPrediction, WindowPrediction, printable
 from inflate3d.results.whole import answer_whole, begin_whole, logits_of_steps
-from inflate3d.speed.memory import device_of, give_back_memory, resident_bytes
+from inflate3d.speed.memory import SteadyMemory, device_of, give_back_memory
 from inflate3d.speed.optimize import Optimized, in_training, optimize
 
 Begun = TypeVar("Begun")
@@ -38,7 +38,6 @@ Begun = TypeVar("Begun")
 KEY_FRAME_SHORT_SIDE = 128
 CALIBRATION_CLIPS = 8
 MOST_WORKERS = 8
-KEPT_BYTES = 128 * 2**20  # freed in the course of a video; what is given back has to be zeroed when it is taken again
 
 
 def predict(
@@ -282,7 +281,7 @@ class Answers:
 
     def __init__(self, stream: FrameStream, options: PredictOptions) -> None:
         self.stream, self.options = stream, options
-        self.bytes_after_first = 0
+        self.memory = SteadyMemory()
         self.windows: list[WindowPrediction] = []
         self.num_new: list[int] = []  # frames that each window adds
 
@@ -291,9 +290,7 @@ class Answers:
         for window, row in zip(batch, logits, strict=True):
             self.windows.append(_window_prediction(window, row, self.options))
             self.num_new.append(window.num_new)
-        self.bytes_after_first = self.bytes_after_first or resident_bytes()
-        if resident_bytes() > self.bytes_after_first + KEPT_BYTES:
-            give_back_memory()
+        self.memory.after_step()
 
     def whole(self, class_names: tuple[str, ...] | None) -> VideoPrediction:
         """Average over the windows, each weighted by the frames that it adds."""

@@ -14,7 +14,7 @@ from inflate3d.inflation.padding import pad_time
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.models.inflated import InflatedClassifier
 from inflate3d.speed.borders import Borders, TooFewFrames
-from inflate3d.speed.memory import copy_sharing
+from inflate3d.speed.memory import SteadyMemory, copy_sharing
 from inflate3d.speed.optimize import Optimized, Precision, run_method
 from inflate3d.speed.stream_i3d import HALVINGS, StreamedI3d
 from inflate3d.speed.stream_inflated import stream_inflated
@@ -22,6 +22,7 @@ from inflate3d.speed.stream_inflated import stream_inflated
 Item = TypeVar("Item")
 
 PIECE_FRAMES = 64  # a multiple of the strides in time of all networks here
+KEPT_BYTES = 32 * 2**20  # beyond what a process holds after the first piece
 ENDLESS = HALVINGS << 40  # frames: a number that strides in time divide
 
 
@@ -69,7 +70,7 @@ class Stream(nn.Module):
         self.borders, self.num_frames = Borders(), num_frames
         self._build()
         self._waiting: Tensor | None = None  # the first frames, of which no layer can make a step
-        self._seen = 0
+        self._seen, self._memory = 0, SteadyMemory(KEPT_BYTES)
 
     def _build(self) -> None:
         (model,) = self._source
@@ -136,6 +137,7 @@ class Stream(nn.Module):
             return None
         self._waiting = None
         self.borders.commit()
+        self._memory.after_step()
         return pytree.tree_map_only(Tensor, _unmarked, found)
 
 

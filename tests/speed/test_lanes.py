@@ -1,0 +1,78 @@
+"""Two clips at a time: the same answers, in order, with half of the threads each."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from inflate3d import InceptionI3d, InflateError, PredictOptions, predict
+from inflate3d.speed.lanes import LANES, in_lanes, lanes_of
+from inflate3d.speed.optimize import optimize
+from inflate3d.threads import fewer_threads
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    torch.manual_seed(0)
+    return optimize(InceptionI3d(num_classes=5).eval())
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_answers_come_in_order_and_none_is_lost(count):
+    assert list(in_lanes(str, iter(range(count)))) == [(number, str(number)) for number in range(count)]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_run_at_a_time_with_a_thread_each_and_the_first_and_an_odd_last_with_both():
+    meeting = threading.Barrier(LANES, timeout=20)
+
+    def run(number):
+        if number in {1, 2, 3, 4}:
+            meeting.wait()  # breaks unless two are there at a time
+        return torch.get_num_threads()
+
+    assert [threads for _, threads in in_lanes(run, iter(range(6)))] == [2, 1, 1, 1, 1, 2]
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_comes_out_in_its_place_and_leaves_no_thread():
+    def run(number):
+        if number == 2:
+            raise InflateError("stop", where="here", expected="1", got="2", fix="none")
+        return number
+
+    found = []
+    with pytest.raises(InflateError, match="stop"):
+        found += (number for number, _ in in_lanes(run, iter(range(9))))
+    lanes = in_lanes(run, iter(range(9)))
+    assert [next(lanes)[0], next(lanes)[0]] == [0, 1]
+    lanes.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("inflate3d-lane")]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_only_a_fast_i3d_on_several_cores_runs_so(fast):
+    assert (lanes_of(fast), lanes_of(fast.model), lanes_of(torch.nn.Identity())) == (2, 1, 1)
+    with fewer_threads(1):
+        assert lanes_of(fast) == 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_video_is_answered_as_one_window_after_the_other(fast):
+    video = np.random.default_rng(0).integers(0, 255, (60, 226, 230, 3), dtype=np.uint8)
+    options = PredictOptions(window=16, fps="native")
+    found = predict(fast, video, options)
+    with fewer_threads(1):
+        one_by_one = predict(fast, video, options)
+    assert len(found.windows) == 4
+    for side_by_side, alone in zip(found.windows, one_by_one.windows, strict=True):
+        torch.testing.assert_close(side_by_side.logits, alone.logits, atol=1e-5, rtol=1e-5)

@@ -14,6 +14,8 @@ WAYS = {
     "plain": "inflate3d, not optimized",
     "fp32": "**inflate3d, `optimize(model)`**",
     "bf16": '**inflate3d, `optimize(model, "bf16")`**',
+    "fp32, two at a time": "inflate3d, fp32, two windows at a time as in `predict`, each",
+    "bf16, two at a time": "inflate3d, bf16, two windows at a time as in `predict`, each",
     "fp32, compiled": "inflate3d, fp32, compiled",
     "bf16, compiled": "inflate3d, bf16, compiled",
     "int8": 'inflate3d, `optimize(model, "int8")`',
@@ -37,11 +39,14 @@ GOALS: tuple[Goal, ...] = (
     ("I3D against piergiaj's, fp32", ">=", 1.85, lambda s: _beside(s, "network", "piergiaj", "fp32", "ratio")),
     ("fp32 logits off by, of the largest", "<=", 1e-4, lambda s: s["network"]["rows"]["fp32"]["difference"]),
     ("I3D against piergiaj's, bf16", ">=", 3.4, lambda s: _beside(s, "network", "piergiaj", "bf16", "ratio")),
-    (
-        "share of the machine's rate of bfloat16 products",
-        ">=",
-        0.85,
-        lambda s: s["network"]["rows"]["bf16"]["share_of_matrix_rate"],
+    *(
+        (
+            f"share of the machine's rate of bfloat16 products, {told}",
+            ">=",
+            0.85,
+            lambda s, way=way: s["network"]["rows"][way]["share_of_matrix_rate"],
+        )
+        for told, way in (("a window alone", "bf16"), ("two at a time as in `predict`", "bf16, two at a time"))
     ),
     (
         "first answers that bf16 changes, labelled videos",
@@ -76,7 +81,12 @@ GOALS: tuple[Goal, ...] = (
     ),
     ("720p video: whole run against network + half of the decoding", "<=", 1.1, lambda s: s["overlap"]["ratio"]),
     ("streamed against one pass, fp32", "<=", 1e-4, lambda s: max(s["stream"]["differences"].values())),
-    ("memory for ten times the frames", "<=", 1.05, lambda s: max(b / a for a, b in s["stream"]["peaks"].values())),
+    (
+        "memory for ten times the frames",
+        "<=",
+        1.05,
+        lambda s: max(long / short for _, short, long in _peaks(s["stream"])),
+    ),
     ("dense features against windows every 8 frames", "<=", 0.1667, lambda s: s["stream"]["dense"]["ratio"]),
     *((f"{name} inflated, bf16 against eager", ">=", 1.5, lambda s, name=name: _inflated(s, name)) for name in MODELS),
     (
@@ -97,6 +107,11 @@ def _beside(sections: Figures, section: str, peer: str, way: str, what: str) -> 
     if peer not in rows:
         raise KeyError(peer)
     return float(rows[way][what])
+
+
+def _peaks(found: Figures) -> list[tuple[str, float, float]]:
+    """Give the peaks for a short and a long video, of each process."""
+    return [(name, *pair) for name, pairs in found["peaks"].items() for pair in pairs]
 
 
 def _inflated(sections: Figures, name: str) -> float:
@@ -279,7 +294,7 @@ def _memory(found: Figures) -> str:
 def _stream(found: Figures) -> str:
     pairs = ", ".join(f"{name} {value:.0e}" for name, value in found["differences"].items())
     (first, last), (short, long), dense, live = (found[name] for name in ("compared", "lengths", "dense", "live"))
-    rows = [[name, f"{a:.3f}", f"{b:.3f}", f"{b / a:.3f}"] for name, (a, b) in found["peaks"].items()]
+    rows = [[name, f"{a:.3f}", f"{b:.3f}", f"{b / a:.3f}"] for name, a, b in _peaks(found)]
     header = ["by", "answers", "frames", "dropped", "came back", "longest delay", "median, first third", "last third"]
     delays = ("longest_delay_seconds", "median_delay_first_third", "median_delay_last_third")
     sources = [
@@ -296,7 +311,7 @@ def _stream(found: Figures) -> str:
 Piece by piece against one pass over the whole, {first} to {last} frames of noise, float32: largest difference, of the
 largest logit: {pairs}.
 
-{_table(["peak memory, GB", f"{short} frames", f"{long} frames", "ratio"], rows)}
+{_table(["peak memory, GB, of a process", f"{short} frames", f"then {long} frames", "ratio"], rows)}
 
 A row for every eighth frame (I3D, bf16): {dense["dense"]:.1f} s by steps of one pass, {dense["windows"]:.1f} s by
 windows of 64 frames, which is {dense["ratio"]:.3f} of the time.

@@ -72,10 +72,11 @@ def network(settings: Settings) -> Answer:
     }
     base = "piergiaj" if "piergiaj" in answers else "plain"
     rows = _rows(answers, sides, base=base, cost=cost)
-    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
-        took = rows[name]["runs"]
-        shares = [cost[name] / seconds / rate for seconds, rate in zip(took, rates[dtype], strict=True)]
-        rows[name]["share_of_matrix_rate"] = statistics.median(shares)
+    for name, row in rows.items():
+        dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(name.removesuffix(", two at a time"))
+        if dtype:
+            shares = [cost[name] / seconds / rate for seconds, rate in zip(row["runs"], rates[dtype], strict=True)]
+            row["share_of_matrix_rate"] = statistics.median(shares)
     return {
         "shape": [1, 3, frames, 224, 224],
         "base": base,
@@ -191,6 +192,7 @@ def _peers(settings: Settings, folder: Path, missing: Answer) -> dict[str, list[
 
 def _ours(settings: Settings) -> dict[str, list[str]]:
     commands = {name: command("ours", precision=name) for name in ("plain", "fp32", "bf16")}
+    commands |= {f"{name}, two at a time": command("lanes", precision=name) for name in ("fp32", "bf16")}
     if not settings.quick:
         commands |= {f"{name}, compiled": command("ours", precision=name, compiled=True) for name in ("fp32", "bf16")}
     return commands

@@ -57,7 +57,7 @@ def _speed(sections: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _endless(stream: dict[str, Any]) -> tuple[str, str, str]:
     short, long = stream["lengths"]
-    here = " and ".join(f"{gb:.2f} GB" for gb in stream["peaks"]["i3d"])
+    here = " and ".join(f"{gb:.2f} GB" for gb in stream["peaks"]["i3d"][0])
     return f"**Any length**: peak memory of I3D over {short:,} and {long:,} frames in one pass", here, ""
 
 

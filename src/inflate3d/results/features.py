@@ -100,6 +100,7 @@ class Extractor:
             flow = FlowOptions(self._flow_method(), options.flow_from, options.quantizer)
         self.reader = FeatureReader(options, first.spec, flow, steps)
         self.num_views, self.memory = NUM_CROPS[options.crops], SteadyMemory()
+        self.memory.after_step()  # no more than the networks: what waits between living frames goes back each time
         self.at_a_time = options.batch_size or min(map(self._fitting, self.networks))
         alone = options.window == WHOLE or options.crops == "none"  # their clips differ in size
         self.pieces_at_a_time = 1 if alone else max(self.at_a_time // self.num_views, 1)

@@ -22,8 +22,8 @@ from inflate3d.speed.stream_inflated import stream_inflated
 Item = TypeVar("Item")
 
 PIECE_FRAMES = 64  # a multiple of the strides in time of all networks here
-# Freed memory that stays beside what lives between pieces; an optimized network keeps it on purpose (`keep_memory`), and
-# with less its pieces take a quarter longer
+# Freed memory that stays beside what lives between pieces; an optimized network keeps it on purpose (`keep_memory`),
+# and with less its pieces take a quarter longer
 KEPT_BYTES, KEPT_BYTES_OPTIMIZED = 64 * 2**20, 256 * 2**20
 ENDLESS = HALVINGS << 40  # frames: a number that strides in time divide
 

@@ -15,7 +15,7 @@ import torch
 
 SHARED = Path(__file__).parents[2] / "shared"
 SLOW = Path(__file__).with_name("slow.txt")  # the tests that `make test` leaves to `make slow`
-SLOW_SECONDS = 4.0
+SLOW_SECONDS = 3.0
 
 
 def pytest_addoption(parser):

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from inflate3d.speed import memory
-from inflate3d.speed.memory import SteadyMemory, clips_at_a_time, copy_sharing, give_back_memory, own_values, resident_bytes
+from inflate3d.speed.memory import (
+    SteadyMemory,
+    clips_at_a_time,
+    copy_sharing,
+    give_back_memory,
+    own_values,
+    resident_bytes,
+)
 
 
 def test_a_cpu_takes_one_clip_at_a_time_and_tries_nothing():
@@ -65,5 +72,5 @@ def test_a_long_work_holds_no_more_than_after_its_first_step_and_what_it_may_kee
         living += pieces[::100]
         del pieces
         memory.after_step()
-    assert 0 < memory.after_first
+    assert memory.after_first > 0
     assert resident_bytes() < memory.after_first + 64 * 2**20 < memory.after_first + 5 * 25e6

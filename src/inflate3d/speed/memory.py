@@ -16,7 +16,7 @@ from torch import Tensor, nn
 MOST_CLIPS = 16  # at a time; more bring nothing even to small networks
 # glibc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-MOST_KEPT = 1 << 30  # bytes
+MOST_KEPT, LARGE_BYTES = 1 << 30, 8 << 20
 FREE_SHARE = 0.8  # of the free memory of a device; the rest is for what its allocator cannot join
 
 
@@ -87,6 +87,19 @@ def keep_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, MOST_KEPT)
         libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
         libc.mallopt(M_ARENA_MAX, 1)  # a thread that reads would keep frames that others free, in an arena of its own
+
+
+@cache
+def give_back_large() -> None:
+    """Let glibc give large pieces back as soon as they are freed, for this process, unless `keep_memory` says otherwise.
+
+    It finds out by itself what is large, up to 32 MiB, and what is not lies in one heap, whose gaps depend on chance:
+    measured on I3D without faster layers, peaks between 1.1 and 1.4 GB. With 8 MiB they are 1.1 GB, and the time is an
+    eighth more.
+    """
+    libc = _glibc()
+    if libc and not keep_memory.cache_info().currsize:
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def resident_bytes() -> int:

@@ -14,7 +14,7 @@ from inflate3d.inflation.padding import pad_time
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.models.inflated import InflatedClassifier
 from inflate3d.speed.borders import Borders, TooFewFrames
-from inflate3d.speed.memory import SteadyMemory, copy_sharing, give_back_memory
+from inflate3d.speed.memory import SteadyMemory, copy_sharing, give_back_large, give_back_memory
 from inflate3d.speed.optimize import Optimized, Precision, run_method
 from inflate3d.speed.stream_i3d import HALVINGS, StreamedI3d
 from inflate3d.speed.stream_inflated import stream_inflated
@@ -73,6 +73,8 @@ class Stream(nn.Module):
         self._build()
         self._waiting: Tensor | None = None  # the first frames, of which no layer can make a step
         self._seen = 0
+        if not isinstance(model, Optimized):
+            give_back_large()
         self._memory = SteadyMemory(KEPT_BYTES_OPTIMIZED if isinstance(model, Optimized) else KEPT_BYTES)
 
     def _build(self) -> None:

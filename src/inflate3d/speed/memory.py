@@ -91,7 +91,7 @@ def keep_memory() -> None:
 
 @cache
 def give_back_large() -> None:
-    """Let glibc give large pieces back as soon as they are freed, for this process, unless `keep_memory` says otherwise.
+    """Let glibc give large pieces back as soon as they are freed, in this process, but where `keep_memory` was called.
 
     It finds out by itself what is large, up to 32 MiB, and what is not lies in one heap, whose gaps depend on chance:
     measured on I3D without faster layers, peaks between 1.1 and 1.4 GB. With 8 MiB they are 1.1 GB, and the time is an

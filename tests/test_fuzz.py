@@ -33,7 +33,7 @@ from inflate3d.weights.pickles import DAMAGED_PICKLE, INSTRUCTIONS, Names, numpy
 from inflate3d.weights.stored import ContentError
 from weights import foreign_files as foreign
 
-EXAMPLES = int(os.environ.get("INFLATE3D_FUZZ", "40"))  # of each property; `make fuzz` sets it
+EXAMPLES = int(os.environ.get("INFLATE3D_FUZZ", "25"))  # of each property; `make fuzz` sets it
 FUZZING = "INFLATE3D_FUZZ" in os.environ
 
 bounded = settings(

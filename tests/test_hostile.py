@@ -42,6 +42,26 @@ def test_there_are_enough_and_they_are_bad(outcomes):
     assert len({one["answer"] for one in outcomes}) >= 40  # each is told what is wrong with it
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("frames that grow", "a frame is too large"),
+        ("packed zeros in an NRRD", "the volume cannot be read"),
+        ("deflated DICOM", "this is not one DICOM volume"),
+        ("many dicts of one list", "a tensor is not described as torch describes tensors"),
+        ("code in a .pt", "the file wants to run code"),
+        ("a class of a billion", "these lines are not of mmaction2's form"),
+        ("classes of a .npz without end", "the list of scans cannot be understood"),
+        ("times that are none", "lines of the table cannot be understood"),
+        ("a table of another code page", "a list cannot be read"),
+        ("strides without end", "this is no plan"),
+    ],
+)
+def test_what_is_said(outcomes, name, problem):
+    said = {one["answer"] for one in outcomes if one["name"] == name}
+    assert said and all(problem in one for one in said)
+
+
 def test_names_are_only_names(outcomes):
     named = [one for one in outcomes if one["name"].startswith("the name")]
     assert len(named) > 50

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations wheel
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations fuzz wheel
 
 setup: $(READY)
 
@@ -65,6 +66,10 @@ bench: setup
 
 mutations: setup
 	$(BIN)/python tests/mutations.py
+
+# Each parser of our own on EXAMPLES mutated files for each property: minutes.
+fuzz: setup
+	INFLATE3D_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_fuzz.py
 
 messages: setup
 	$(BIN)/python docs/messages.py

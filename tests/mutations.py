@@ -86,7 +86,7 @@ MUTATIONS = {
         "weights/test_tf_bundle.py",
     ),
     "a frame without a timestamp of its own falls on the one before": Mutation(
-        "clips/decoding.py",
+        "clips/timestamps.py",
         "return (self.last + min(later)) / 2 if later else soonest",
         "return min(later) if later else soonest",
         "clips/test_timestamps.py",

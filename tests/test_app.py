@@ -156,6 +156,20 @@ def test_the_desk_answers_as_predict_does_to_several_at_once(tmp_path):
         torch.testing.assert_close(answer.logits, predict(Colors().eval(), path).logits)
 
 
+def test_frames_that_grow_behind_the_header_are_refused(tmp_path):
+    """By all that the desk does: what reads ahead in a thread knows the limit too."""
+    desk = Desk(Colors().eval(), "colors", Limits(pixels=48 * 64))
+    small = film(tmp_path / "small.ts", (9, 99, 9), size=(48, 64)).read_bytes()
+    path = tmp_path / "grown.ts"
+    path.write_bytes(small + film(tmp_path / "large.ts", (9, 99, 9), size=(56, 72)).read_bytes())
+    upload = check_upload(path, desk.limits, tmp_path)
+    for ask in (desk.predict, lambda one: desk.saliency(one, 0), lambda one: desk.compare(one, one)):
+        with pytest.raises(InflateError) as told:
+            ask(upload)
+        assert "a frame is too large" in str(told.value) and "at most 3,072 pixels" in str(told.value)
+        assert str(tmp_path) not in str(told.value)
+
+
 def test_features_are_compared(red, tmp_path):
     green = film(tmp_path / "green.mp4", (20, 220, 20), num_frames=61)
     desk = Desk(Colors().eval(), "colors", Limits())

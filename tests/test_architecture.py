@@ -26,7 +26,7 @@ LAYERS = [
     ["weights"],
     ["models"],
     ["inflation", "clips", "flow"],
-    ["axes", "atomic", "threads"],
+    ["axes", "arrays", "atomic", "threads"],
     ["errors"],
 ]
 HEIGHT = {part: len(LAYERS) - row for row, parts in enumerate(LAYERS) for part in parts}

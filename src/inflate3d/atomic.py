@@ -101,11 +101,11 @@ def _told(path: Path) -> Iterator[None]:
     """Tell each `OSError` as one of writing."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of links that lead in a circle
         raise _not_writable(path, error) from error
 
 
-def _not_writable(path: Path, error: OSError) -> InflateError:
+def _not_writable(path: Path, error: Exception) -> InflateError:
     return InflateError(
         "the file cannot be written",
         where=str(path),

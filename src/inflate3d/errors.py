@@ -64,10 +64,13 @@ def is_number(value: object) -> bool:
     """Whether it is a finite real number.
 
     Example:
-        >>> is_number(2.5), is_number(float("nan")), is_number(True), is_number("2")
-        (True, False, False, False)
+        >>> is_number(2.5), is_number(float("nan")), is_number(10**400), is_number(True), is_number("2")
+        (True, False, False, False, False)
     """
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:  # a whole number that no float reaches
+        return False
 
 
 def is_count(value: object, at_most: int = 2**31) -> bool:

@@ -1,6 +1,7 @@
 """Damaged and wrong files: what can be read is kept and what is lost is said; the rest is refused with advice."""
 
 import struct
+import warnings
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -10,6 +11,7 @@ import pytest
 from inflate3d.clips import decoding
 from inflate3d.clips.video import open_frames
 from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.speed.ahead import ahead
 from videos import cut_off, damage, number_in, paint, remux, write_video
 
 
@@ -269,3 +271,44 @@ def test_rates_are_positive(whole, fps):
 def test_rates_are_numbers(whole, fps):
     with pytest.raises(InflateError, match=r"(?s)frames per second are a number.*or \"native\""):
         open_frames(whole, fps=fps)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "skipped"),
+    [("libx264", "ts", 0), ("mpeg2video", "ts", 0), ("libvpx", "ivf", 32), ("libvpx-vp9", "ivf", 32),
+     ("libx265", "ts", 0), ("libsvtav1", "obu", 0), ("mjpeg", "mjpeg", 0)],
+)  # fmt: skip
+def test_frames_that_grow_beyond_a_limit_are_refused(tmp_path, codec, suffix, skipped):
+    """Two streams in one file; the header knows the first, and the decoder takes no memory for the second."""
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    sizes = ((46, 72), (480, 640))
+    parts = [
+        write_video(tmp_path / f"{h}.{suffix}", (paint(i, h, w) for i in range(20)), codec=codec, pix_fmt=pix_fmt)
+        for h, w in sizes
+    ]
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(parts[0].read_bytes() + parts[1].read_bytes()[skipped:])
+    for limit in (20_000, 200_000):  # beyond the second one decoders give a frame out, which is measured
+        with (
+            warnings.catch_warnings(action="ignore"),
+            decoding.at_most(limit),
+            pytest.raises(InflateError, match=rf"(?s)a frame is too large.*at most {limit:,} pixels"),
+        ):
+            numbers_in(path)
+    with warnings.catch_warnings(action="ignore"), decoding.at_most(640 * 480):
+        assert len(numbers_in(path)) >= 36
+
+
+def test_a_limit_goes_along_into_the_thread_that_reads_ahead(whole):
+    with decoding.at_most(1000), pytest.raises(InflateError, match=r"(?s)a frame is too large.*72x46|asks for more"):
+        list(ahead(iter(open_frames(whole, fps="native"))))
+
+
+def test_a_damaged_size_is_skipped_like_other_damage(tmp_path):
+    """One key frame of VP8 that asks for 16,383 x 16,383 pixels, among whole ones that all are key frames."""
+    path = write_video(tmp_path / "x.webm", map(paint, range(9)), codec="libvpx", g="1")
+    head, *parts = path.read_bytes().split(b"\x9d\x01\x2a")
+    parts[4] = b"\xff\x3f\xff\x3f" + parts[4][4:]
+    path.write_bytes(b"\x9d\x01\x2a".join([head, *parts]))
+    with pytest.warns(InflateWarning, match="damaged in 1 places"):
+        assert [number for number in numbers_in(path) if number != 4] == [0, 1, 2, 3, 5, 6, 7, 8]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from inflate3d.clips.decoding import LOOK_AHEAD, Stamped, rising_times
+from inflate3d.clips.timestamps import LOOK_AHEAD, Stamped, rising_times
 from inflate3d.errors import InflateWarning
 
 TICK = Fraction(1001, 30000)

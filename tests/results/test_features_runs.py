@@ -17,17 +17,9 @@ from feature_stand_ins import Witness, numbers_of, write_numbered
 
 from inflate3d.errors import InflateError
 from inflate3d.results.feature_files import Job, VideoFeatures, arranged, files_of, plan_jobs
+from inflate3d.results.feature_manifest import Manifest, Shard, state_of
 from inflate3d.results.feature_presets import FeatureLayout, FeatureOptions
-from inflate3d.results.feature_runs import (
-    Estimate,
-    FeatureProgress,
-    Manifest,
-    Shard,
-    extract_files,
-    extract_on_ray,
-    ray_fault,
-    state_of,
-)
+from inflate3d.results.feature_runs import Estimate, FeatureProgress, extract_files, extract_on_ray, ray_fault
 from inflate3d.results.features import Extractor
 
 SPEC = {"short_side": 36, "crop": 31, "width": 5}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.clips.decoding import frame_interval, open_container, video_stream
+from inflate3d.clips.decoding import at_most, frame_interval, open_container, video_stream
 from inflate3d.errors import InflateError, check_options, is_count, is_number, list_faults
 from inflate3d.results.feature_network import EndpointNetwork
 from inflate3d.results.feature_presets import FeatureOptions
@@ -321,7 +321,7 @@ class Desk:
         stride = self._stride(upload, MOST_STEPS, most=self.spec.num_frames)
         num_frames = ceil(self.limits.seconds * self.spec.fps) + 1
         options = PredictOptions(fps=self.spec.fps, num_frames=num_frames, stride=stride, key_frames=True)
-        with without_paths(upload.path, upload.name), self.turns.job(self.limits.work_seconds):
+        with self._job(upload, self.limits.work_seconds):
             answer = predict(self.fast, upload.path, options, progress=progress)
         return replace(answer, source=upload.name)
 
@@ -337,7 +337,7 @@ class Desk:
             options = FeatureOptions(fps=self.spec.fps, stride=stride, tail="right-align")
             extractor = Extractor({"rgb": self.fast}, options)
             extractor.networks["rgb"] = _InTurn(extractor.networks["rgb"], self.turns)
-            with without_paths(upload.path, upload.name), self.turns.job(self.limits.work_seconds / 2):
+            with self._job(upload, self.limits.work_seconds / 2):
                 found.append(extractor.one(upload.path))
         rows = [one.features["rgb"].flatten(1).double() for one in found]
         a, b = (torch.nn.functional.normalize(row, dim=1) for row in rows)
@@ -352,8 +352,14 @@ class Desk:
             InflateError: It cannot be read, or takes too long.
         """
         options = SaliencyOptions(label=class_index, fps=self.spec.fps)
-        with without_paths(upload.path, upload.name), self.turns.job(self.limits.work_seconds), self.turns.turn():
+        with self._job(upload, self.limits.work_seconds), self.turns.turn():
             return find_saliency(self.model, upload.path, options, progress=lambda *_: self.turns.pass_on())
+
+    @contextmanager
+    def _job(self, upload: Upload, seconds: float) -> Iterator[None]:
+        """Bound the work in the block, and what its frames grow to: the header tells of the first one alone."""
+        with without_paths(upload.path, upload.name), self.turns.job(seconds), at_most(self.limits.pixels):
+            yield
 
     def _stride(self, upload: Upload, windows: int, *, most: int | None = None) -> int:
         """Spread so many windows over a video, not too close and, where asked, none beyond the one before."""

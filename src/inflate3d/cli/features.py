@@ -13,8 +13,9 @@ from inflate3d.errors import InflateError
 if TYPE_CHECKING:
     from torch import nn
 
+    from inflate3d.results.feature_manifest import Shard
     from inflate3d.results.feature_presets import FeatureLayout, FeatureOptions, StreamName
-    from inflate3d.results.feature_runs import FeatureProgress, FeatureRun, Shard
+    from inflate3d.results.feature_runs import FeatureProgress, FeatureRun
 
 WHERE = "inflate3d features"
 
@@ -255,7 +256,7 @@ def _pair(text: str | None) -> "tuple[float, ...] | str | None":
 
 
 def _shard(text: str, ray: bool) -> "Shard":
-    from inflate3d.results.feature_runs import Shard
+    from inflate3d.results.feature_manifest import Shard
 
     number, _, of = text.partition("/")
     if ray and text != "1/1":

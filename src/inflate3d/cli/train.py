@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from inflate3d.atomic import write_text
 from inflate3d.cli.terminal import progress_on, warnings_on
+from inflate3d.clips.tables import read_list
 from inflate3d.errors import InflateError, check_choice, import_extra
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def train(
                 got=", ".join(name for name, value in idle.items() if value),
                 fix="leave them out; init=FILE names weights to start from",
             )
-        names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+        names = read_list(labels).splitlines() if labels else []
         _train_volumes(chosen, data, out, console, resume=resume, where=where, cut=(fold, val_share, names))
         return
     assert isinstance(chosen, Recipe)
@@ -251,7 +252,7 @@ def evaluate(
 
     check_choice(split, SPLITS, what="split", where="inflate3d evaluate --split")
     if checkpoint.suffix == ".safetensors":
-        names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+        names = read_list(labels).splitlines() if labels else []
         _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
         return
     check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
@@ -279,7 +280,7 @@ def _listing(data: Path, root: Path | None, only: list[str] | None, number: int,
             fix="--only dataset=tennis",
         )
     chosen = dict(pair.split("=", 1) for pair in only or [])
-    names = labels.read_text(encoding="utf-8").splitlines() if labels else []
+    names = read_list(labels).splitlines() if labels else []
     return read_listing(data, root=root, only=chosen, number=number, class_names=names)
 
 

@@ -1,5 +1,6 @@
 """`inflate3d models` and `inflate3d weights`: networks that can be built, weights that can be fetched."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,7 +121,7 @@ def info(
     from inflate3d.weights.fetch import describe
 
     path = find_index(Path(name_or_file))
-    if name_or_file in CATALOGUE or not path.is_file() or card_in(path):
+    if name_or_file in CATALOGUE or not os.path.isfile(path) or card_in(path):  # noqa: PTH113
         answers.print_json(describe(name_or_file).to_json())
     else:
         answers.print_json(data=read_checkpoint(path).summary())

@@ -1,15 +1,17 @@
 """Lists of labelled videos as people have them, read into one form, and cut into training, validation and test."""
 
-import csv
+import os
 import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inflate3d.clips.decoding import unreadable
 from inflate3d.clips.stills import VIDEO_SUFFIXES
+from inflate3d.clips.tables import MOST_DIGITS, is_index, read_list, read_table
 from inflate3d.errors import InflateError, InflateWarning, check_choice, list_faults, nearest_names
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val"} | {
@@ -127,13 +129,16 @@ def read_listing(
         (('jump', 'run'), [(1,), (0,)])
     """
     path = Path(path)
-    rows, names = _rows(path, dict(only or {}), number)
+    try:
+        rows, names = _rows(path, dict(only or {}), number)
+    except OSError as error:
+        raise unreadable(path, error) from error
     base = Path(root) if root else (path if path.is_dir() else path.parent)
     given = tuple(class_names) or names
     known = given or tuple(sorted({label for row in rows for label in row.labels}))
     numbers = {name: index for index, name in enumerate(known)}
     faults = [f"{row.path}: {label!r}" for row in rows for label in row.labels if label not in numbers]
-    faults += [f"{row.path}: fold {row.fold!r}" for row in rows if row.fold and not row.fold.isdecimal()]
+    faults += [f"{row.path}: fold {row.fold!r:.80}" for row in rows if row.fold and not is_index(row.fold)]
     if faults or not rows:
         raise InflateError(
             "there are no videos in the list" if not rows else "lines of the list cannot be understood",
@@ -192,13 +197,13 @@ def _folder(path: Path, number: int) -> tuple[list[_Row], tuple[str, ...]]:
 
 
 def _ucf(path: Path, number: int) -> tuple[list[_Row], tuple[str, ...]]:
-    names = tuple(line.split()[1] for line in _lines(path / "classInd.txt"))
+    names = tuple(line.split(maxsplit=1)[-1] for line in _lines(path / "classInd.txt"))
     rows = []
     for split in ("train", "test"):
         for line in _lines(path / f"{split}list{number:02d}.txt"):
             video = line.split()[0]
             cut_from = UCF_GROUP.match(Path(video).name)
-            rows.append(_Row(video, [Path(video).parts[0]], cut_from[1] if cut_from else "", split))
+            rows.append(_Row(video, [video.partition("/")[0]], cut_from[1] if cut_from else "", split))
     return rows, names
 
 
@@ -218,15 +223,15 @@ def _mmaction2(path: Path) -> tuple[list[_Row], tuple[str, ...]]:
     rows = []
     for line in _lines(path):
         video, *numbers = line.split()
-        if len(numbers) == 2 and (path.parent / video).is_dir():
+        if len(numbers) == 2 and os.path.isdir(path.parent / video):  # noqa: PTH112 - false for names too long to be
             numbers = numbers[1:]  # of a folder of frames, the first number counts them
         rows.append(_Row(video, numbers, split=split))
-    wrong = [row.path for row in rows if not row.labels or not all(label.isdecimal() for label in row.labels)]
+    wrong = [row.path for row in rows if not row.labels or not all(map(is_index, row.labels))]
     if wrong:
         raise InflateError(
             "these lines are not of mmaction2's form",
             where=str(path),
-            expected="a path and one or several numbers of classes, separated by spaces",
+            expected=f"a path and one or several numbers of classes below {10**MOST_DIGITS:,}, separated by spaces",
             got=list_faults(wrong),
             fix="write a table instead: .csv with the columns path and label",
         )
@@ -235,18 +240,14 @@ def _mmaction2(path: Path) -> tuple[list[_Row], tuple[str, ...]]:
 
 
 def _table(path: Path, only: dict[str, str]) -> list[_Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        columns = list(reader.fieldnames or [])
-        lines = list(reader)
+    columns, lines = read_table(path)
     for column, value in only.items():
         check_choice(column, columns, what="column", where=str(path))
         check_choice(value, sorted({line[column] for line in lines}), what=f"value of {column}", where=str(path))
     lines = [line for line in lines if all(line[column] == value for column, value in only.items())]
-    if "youtube_id" in columns:
-        return [_kinetics_row(line) for line in lines]
-    if {"id", "actions"} <= set(columns):
-        return [_charades_row(line) for line in lines]
+    for needed, row in (({"youtube_id", "label"}, _kinetics_row), ({"id", "actions"}, _charades_row)):
+        if needed <= set(columns):
+            return _understood(path, lines, row)
     at, label = (next((name for name in names if name in columns), "") for names in (PATH_COLUMNS, LABEL_COLUMNS))
     if not at or not label:
         raise InflateError(
@@ -257,16 +258,34 @@ def _table(path: Path, only: dict[str, str]) -> list[_Row]:
             fix=f"write them into the first line; nearest to path: {nearest_names('path', columns) or 'nothing'}",
         )
     return [
-        _Row(line[at], [line[label]], line.get("group") or "", line.get("split") or "", line.get("fold") or "")
+        _Row(line[at], [line[label]], line.get("group", ""), line.get("split", ""), line.get("fold", ""))
         for line in lines
     ]
+
+
+def _understood(path: Path, lines: list[dict[str, str]], row: Callable[[dict[str, str]], _Row]) -> list[_Row]:
+    rows, faults = [], []
+    for line in lines:
+        try:
+            rows.append(row(line))
+        except (ValueError, OverflowError) as error:
+            faults.append(f"{', '.join(line.values()):.80} ({error!s:.80})")
+    if faults:
+        raise InflateError(
+            "lines of the table cannot be understood",
+            where=str(path),
+            expected="time_start and time_end in seconds; actions as CLASS START END, with a semicolon between them",
+            got=list_faults(faults, shown=3),
+            fix="mend these lines, or take them out",
+        )
+    return rows
 
 
 def _kinetics_row(line: dict[str, str]) -> _Row:
     """Name the file as the common downloaders do: id, and six digits for each of the two times."""
     name = line["youtube_id"]
     if line.get("time_start"):
-        name += f"_{int(float(line['time_start'])):06d}_{int(float(line['time_end'])):06d}"
+        name += f"_{int(float(line['time_start'])):06d}_{int(float(line.get('time_end', ''))):06d}"
     return _Row(f"{name}.mp4", [line["label"]], line["youtube_id"], line.get("split", ""))
 
 
@@ -280,21 +299,12 @@ def _find_file(base: Path, row: _Row) -> Path:
     """Look below the root as the list says it, then below a folder of the class."""
     places = [base / row.path, *(base / row.split / label / row.path for label in row.labels[:1])]
     places += [base / label / row.path for label in row.labels[:1]]
-    return next((place for place in places if place.exists()), places[0])
+    # unlike that of a Path, this is false for names too long to be
+    return next((place for place in places if os.path.exists(place)), places[0])  # noqa: PTH110
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InflateError(
-            "a part of the list cannot be read",
-            where=str(path),
-            expected="a text file",
-            got=f"{type(error).__name__}: {error}",
-            fix="copy the official split files into one folder, all of them",
-        ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_list(path).splitlines() if line.strip()]
 
 
 def make_splits(

@@ -1,45 +1,32 @@
-"""One video file to decoded frames with rising times: which stream, what is damaged, what timestamps are mended."""
+"""One video file to decoded frames: which stream, what is damaged, how large a frame may be."""
 
+import errno
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 from functools import cache
-from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from inflate3d.clips.sampling import Timed
+from inflate3d.clips.timestamps import MAX_PAUSE_SECONDS, Stamped
 from inflate3d.errors import InflateError, InflateWarning
-
-T = TypeVar("T")
 
 # Formats that lead to other files, or to none: a stranger's "video" must not open what lies beside it
 ELSEWHERE = {"applehttp", "concat", "dash", "hls", "image2", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"}
+MAX_PIXELS = 2**26  # of a frame: 8192 x 8192, twice 8K; a decoder takes memory for whatever a stream asks for
+LIMITS = {"max_pixels": str(MAX_PIXELS)}  # an option of FFmpeg's decoders
+NO_MEMORY = (errno.ENOMEM, errno.ERANGE)  # the latter is dav1d's for frames of more than `max_pixels`
 MAX_READ_ERRORS = 64  # in a row, before the rest of a file is given up
 MAX_LOST_SECONDS = 60  # between the last frame before damage and the same one found again
-LOOK_AHEAD = 16  # H.264 and HEVC reorder frames by 16 at most
-MAX_PAUSE_SECONDS = 600  # from one frame to the next; what is longer is taken for a wrong timestamp
-MISSING = "some frames have no timestamp; each is taken to come one frame interval after the one before"
-UNSORTED = "timestamps do not rise; the frames keep the decoder's order and get the sorted timestamps"
-RESTARTED = "timestamps jump back (streams joined end to end?); time goes on from the last frame"
-JUMPED = "timestamps jump ahead by more than 10 minutes; time goes on from the last frame"
-
-
-class Stamped(NamedTuple, Generic[T]):
-    """A frame as the decoder gave it out, with its own timestamp and duration in seconds, where it has them."""
-
-    time: Fraction | None
-    duration: Fraction | None
-    item: T
-
 
 Decoded = Stamped[VideoFrame]
 
@@ -62,14 +49,33 @@ def open_container(path: Path) -> InputContainer:
     """
     try:
         # absolute, so that FFmpeg takes no colon in a name for a protocol
-        return av.open(str(path.absolute()), options={"format_whitelist": _formats()})
+        return av.open(str(path.absolute()), options=opening_options())
     except av.FFmpegError as error:
         raise _refused(path, error) from error
 
 
 @cache
-def _formats() -> str:
-    return ",".join(sorted(av.formats_available - ELSEWHERE))
+def opening_options() -> dict[str, str]:
+    """Tell FFmpeg which formats a file may have, and how large a frame may be while it looks for the streams."""
+    return {"format_whitelist": ",".join(sorted(av.formats_available - ELSEWHERE)), **LIMITS}
+
+
+_most_pixels = ContextVar("most_pixels", default=MAX_PIXELS)
+
+
+@contextmanager
+def at_most(pixels: int) -> Iterator[None]:
+    """Refuse videos in the block one of whose frames is larger; `speed.ahead` takes this along into its threads.
+
+    Example:
+        >>> with at_most(1920 * 1080):
+        ...     pass
+    """
+    token = _most_pixels.set(min(pixels, MAX_PIXELS))
+    try:
+        yield
+    finally:
+        _most_pixels.reset(token)
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -172,8 +178,9 @@ class _Pass:
     """One run through a file, with the count of what was lost."""
 
     def __init__(self, path: Path, *, threads: bool) -> None:
-        self.path, self.threads = path, threads
-        self.num_packets = self.num_frames = self.num_damaged = 0
+        self.path, self.threads, self.most_pixels = path, threads, _most_pixels.get()
+        self.num_packets = self.num_frames = self.num_damaged = self.num_refused = 0
+        self.decoder: VideoCodecContext | None = None
         self.first: Fraction | None = None  # the timestamp that counts as zero: the smallest one, unless they jump
         self.latest: Fraction | None = None
         self.end = Fraction(0)  # where the frames so far end, counted from the first
@@ -182,6 +189,9 @@ class _Pass:
     def frames(self) -> Iterator[Decoded]:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
+            # decoders work on whole blocks, so that a frame of just the allowed size is larger there
+            self.decoder = stream.codec_context
+            self.decoder.options = {"max_pixels": str(min(2 * self.most_pixels, MAX_PIXELS))}
             if self.threads:
                 stream.thread_type = "AUTO"
             for packet in self.packets(container, stream):
@@ -215,15 +225,37 @@ class _Pass:
             frames = packet.decode()
         except av.EOFError:
             return  # a second demuxer ends with a second flush
-        except av.FFmpegError:
+        except av.FFmpegError as error:
             if not packet.is_corrupt:
                 self.damaged()
+            self.refused(error)
             return
+        self.num_refused = 0
         for frame in frames:
             if isinstance(frame, VideoFrame):
+                if frame.width * frame.height > self.most_pixels:
+                    raise self.too_large(f"{frame.width}x{frame.height}")
                 if frame.is_corrupt and not packet.is_corrupt:
                     self.damaged()
                 yield frame
+
+    def refused(self, error: av.FFmpegError) -> None:
+        """Tell damage, of which the next packet knows nothing, from frames that the decoder takes no memory for."""
+        width, height = (self.decoder.width, self.decoder.height) if self.decoder else (1, 1)
+        asked = width * height > self.most_pixels or error.errno in NO_MEMORY
+        forgot = not width and (error.errno == errno.EINVAL or self.num_refused > 0)  # some forget the size then
+        self.num_refused = self.num_refused + 1 if asked or forgot else 0
+        if self.num_refused > 1 or error.errno in NO_MEMORY:
+            raise self.too_large("a stream that asks for more") from error
+
+    def too_large(self, got: str) -> InflateError:
+        return InflateError(
+            "a frame is too large",
+            where=str(self.path),
+            expected=f"at most {self.most_pixels:,} pixels in each frame",
+            got=f"{got}, after {self.num_frames} frames",
+            fix="scale it: ffmpeg -i IN.mp4 -vf scale=-2:1080 OUT.mp4",
+        )
 
     def stamped(self, frame: VideoFrame) -> Decoded:
         self.num_frames += 1
@@ -251,6 +283,8 @@ class _Pass:
         if self.threads and self.num_frames < self.num_packets:
             # PyAV drops an error, and the frames behind it, if a frame came out before it in the same call
             raise _DamageError
+        if self.num_refused:
+            raise self.too_large("a stream that asks for more")
         if not self.num_frames:
             raise InflateError(
                 "no frame can be decoded",
@@ -334,97 +368,3 @@ def _boxes(path: Path) -> list[str]:
             names.append(name)
             position += length or size
     return names if names and names[0] in {"ftyp", "wide", "free", "skip", "mdat"} else []
-
-
-def rising_times(stamped: Iterable[Stamped[T]], interval: Fraction, *, source: str) -> Iterator[Timed[T]]:
-    """Give frames strictly rising times from 0 on; the order of the frames is not touched.
-
-    The decoder's order is believed, its timestamps are not (XviD in AVI says 1, 2, 4, 3, 5, 7, 6):
-
-    * the sorted timestamps are given out in the order of the frames, sorting `LOOK_AHEAD` frames at most;
-    * a jump back further than that (streams joined end to end), or ahead by more than `MAX_PAUSE_SECONDS`, goes on one
-      interval after the frame before;
-    * a frame without a timestamp comes one interval after the frame before;
-    * a frame whose timestamp was given out already comes halfway between the frame before and the next timestamp.
-
-    Each kind is warned about once. Holds `LOOK_AHEAD + 1` frames.
-
-    Args:
-        stamped: Frames in the order of the decoder.
-        interval: Seconds from one frame to the next, where the timestamps do not say.
-        source: The file, for warnings.
-
-    Example:
-        >>> frames = [Stamped(Fraction(seconds), None, name) for seconds, name in [(7, "a"), (8, "b"), (11, "c")]]
-        >>> [(str(time), name) for time, _, name in rising_times(frames, Fraction(1), source="x.avi")]
-        [('0', 'a'), ('1', 'b'), ('4', 'c')]
-    """
-    clock = _Clock[T](interval)
-    warned: set[str] = set()
-    newest: Fraction | None = None
-    for frame in stamped:
-        fault = clock.fault(frame.time, newest)
-        if fault and fault not in warned:
-            warned.add(fault)
-            warnings.warn(f"{source}: {fault}", InflateWarning, stacklevel=2)
-        if fault in {RESTARTED, JUMPED}:
-            yield from clock.drain()
-        newest = frame.time if frame.time is not None else newest
-        clock.push(frame)
-        if len(clock.queue) > LOOK_AHEAD:
-            yield clock.pop()
-    yield from clock.drain()
-
-
-class _Clock(Generic[T]):
-    """The frames that wait, their timestamps sorted apart from them, and the time given out last."""
-
-    def __init__(self, interval: Fraction) -> None:
-        self.interval = interval
-        self.queue: deque[Stamped[T]] = deque()
-        self.times: list[Fraction] = []
-        self.last: Fraction | None = None
-        self.offset: Fraction | None = None  # from timestamps to times, known once the smallest timestamp is
-
-    def fault(self, time: Fraction | None, newest: Fraction | None) -> str | None:
-        """Name what is wrong with a timestamp, given the one before."""
-        if time is None:
-            return MISSING
-        if newest is not None and time - newest > MAX_PAUSE_SECONDS:
-            return JUMPED
-        behind = self.last is not None and self.offset is not None and time + self.offset < self.last
-        if behind or (newest is not None and newest - time > MAX_PAUSE_SECONDS):
-            return RESTARTED
-        return UNSORTED if newest is not None and time <= newest else None
-
-    def push(self, frame: Stamped[T]) -> None:
-        self.queue.append(frame)
-        if frame.time is not None:
-            heappush(self.times, frame.time)
-
-    def pop(self) -> Timed[T]:
-        """Give out the frame that waited longest, with the smallest timestamp."""
-        frame = self.queue.popleft()
-        time = soonest = Fraction(0) if self.last is None else self.last + self.interval
-        if frame.time is not None:
-            stamp = heappop(self.times)
-            if self.offset is None:
-                self.offset = soonest - stamp
-            time = stamp + self.offset
-            if self.last is not None and time <= self.last:
-                time = self.between(soonest)
-        self.last = time
-        return Timed(time, frame.duration or self.interval, frame.item)
-
-    def between(self, soonest: Fraction) -> Fraction:
-        """Halfway from the time given out last to the next one known, so that a delay does not build up."""
-        assert self.last is not None
-        assert self.offset is not None
-        later = [stamp + self.offset for stamp in self.times if stamp + self.offset > self.last]
-        return (self.last + min(later)) / 2 if later else soonest
-
-    def drain(self) -> Iterator[Timed[T]]:
-        """Give out all that wait, and take the next timestamp for the start of another stream."""
-        while self.queue:
-            yield self.pop()
-        self.offset = None

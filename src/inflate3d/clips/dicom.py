@@ -67,6 +67,8 @@ def read_series(path: Path, part: str | int | None = None) -> tuple[NDArray[Any]
 
 def _headers(pydicom: Any, folder: Path) -> list[tuple[Path, Any]]:
     files = [item for item in sorted(folder.iterdir()) if item.is_file() and is_dicom(item)]
+    for file in files:
+        _check_plain(pydicom, file)
     headers = [(file, pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))) for file in files]
     found = [
         (file, header) for file, header in headers if "ImagePositionPatient" in header or "NumberOfFrames" in header
@@ -76,6 +78,12 @@ def _headers(pydicom: Any, folder: Path) -> list[tuple[Path, Any]]:
             folder, f"{len(files)} DICOM files without a place", "slices", "name a folder with CT or MR slices"
         )
     return found
+
+
+def _check_plain(pydicom: Any, file: Path) -> None:
+    syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # its header is packed too, and may unpack to any size
+        raise _refuse(file, "a deflated file", "slices with a plain header", "unpack it: dcmconv +te IN OUT")
 
 
 def _of_one_series(path: Path, part: str | int | None, headers: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:

@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from torch import Tensor
 
+from inflate3d.clips.decoding import LIMITS
 from inflate3d.clips.sampling import exact_fps
 from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Drawer, Rate
@@ -209,6 +210,7 @@ class LiveFrames:
             )
         stream.thread_type = "SLICE"  # threads over frames would hold some of them back
         rate = stream.average_rate or Fraction(25)
+        stream.codec_context.options = LIMITS
         for frame in container.decode(stream):
             if self._stopped.is_set():
                 return

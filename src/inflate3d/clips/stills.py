@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inflate3d.clips.clip import Clip
-from inflate3d.clips.decoding import unreadable
+from inflate3d.clips.decoding import LIMITS, opening_options, unreadable
 from inflate3d.clips.sampling import Timed
 from inflate3d.clips.transforms import as_tensor, check_range, to_range
 from inflate3d.errors import InflateError, is_number
@@ -65,7 +65,7 @@ def find_videos(paths: Sequence[str | Path]) -> list[Path]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # reading it says so
+    except (OSError, RuntimeError):  # no permission, a name too long, links in a circle: reading it says so
         return True
 
 
@@ -79,7 +79,7 @@ def _under(path: Path, searched: set[Path]) -> list[Path]:
         videos = [item for item in items if item.suffix.lower() in VIDEO_SUFFIXES and item.is_file()]
         folders = [item for item in items if item.is_dir()]
         pictures = pictures_in(path)
-    except PermissionError:
+    except (OSError, RuntimeError):
         return [path]
     below = [video for folder in folders for video in _under(folder, searched)]
     return [*videos, *below] or ([path] if pictures else [])
@@ -156,7 +156,8 @@ def read_image(path: Path) -> VideoFrame:
         raise unreadable(path, error) from error
     try:
         # from memory, because FFmpeg would take a % in the name for a numbering pattern
-        with av.open(BytesIO(data), "r") as container:
+        with av.open(BytesIO(data), "r", options=opening_options()) as container:
+            container.streams.video[0].codec_context.options = LIMITS
             return next(container.decode(video=0))
     except (av.FFmpegError, StopIteration, IndexError) as error:
         raise InflateError(

@@ -23,7 +23,6 @@ from inflate3d.clips.decoding import (
     frame_interval,
     header_seconds,
     open_container,
-    rising_times,
     unreadable,
     video_stream,
 )
@@ -37,6 +36,7 @@ from inflate3d.clips.stills import (
     image_files,
     read_image,
 )
+from inflate3d.clips.timestamps import rising_times
 from inflate3d.errors import InflateError, InflateWarning, is_count, is_number, nearest_names
 
 Picture = NDArray[np.uint8]

@@ -1,20 +1,22 @@
 """Volumes in files: NIfTI, NRRD, DICOM series, arrays and folders of slices; masks written back with their geometry."""
 
+import bz2
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inflate3d.arrays import check_npz, read_array_header
 from inflate3d.atomic import replacing
 from inflate3d.clips.decoding import unreadable
 from inflate3d.clips.dicom import is_dicom, read_series
 from inflate3d.clips.stills import IMAGE_SUFFIXES, natural_key, read_image
-from inflate3d.clips.volume import AXIAL, Grid, Volume, reorient
+from inflate3d.clips.volume import AXIAL, MAX_VOXELS, Grid, Volume, reorient
 from inflate3d.errors import InflateError, import_extra, in_a_line, is_number
 
 Part = str | int | None
@@ -29,7 +31,13 @@ TO_RAS = {  # of NRRD's spaces
     "left-anterior-superior": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1),
 }
-DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, zlib.error)
+
+
+PACKERS: dict[str, tuple[Callable[[], Any], int]] = {  # of NRRD, and bytes at a time: those of bzip2 unpack to more
+    **dict.fromkeys(("gzip", "gz"), (lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), 2**16)),
+    **dict.fromkeys(("bzip2", "bz2"), (bz2.BZ2Decompressor, 2**12)),
+}
+SPARE_BYTES = 2**20  # of an NRRD file beside its voxels
 
 
 def read_volume(
@@ -67,7 +75,7 @@ def read_volume(
         raise
     except PermissionError as error:
         raise unreadable(path, error) from error
-    except DAMAGED as error:
+    except Exception as error:  # nibabel, pydicom and nrrd raise whatever they stumble over
         raise _damaged(path, error) from error
     grid = Grid(voxels.shape, _places(path, affine, spacing_mm, voxels.ndim))
     volume = Volume(torch.from_numpy(_native(_finite(path, voxels, fill)))[None], grid, str(path))
@@ -207,17 +215,33 @@ def _read_nifti(path: Path, part: Part) -> Found:
 def _read_nrrd(path: Path, part: Part) -> Found:
     nrrd = import_extra("nrrd", "volume", where=str(path))
     try:
-        header = nrrd.read_header(str(path))
-        sizes = [int(size) for size in header["sizes"]]
-        if len(sizes) != 3:
-            raise _several(path, "x".join(map(str, sizes)) + " values", "write one volume for each value")
-        affine = _nrrd_affine(path, header)
-        Grid((sizes[0], sizes[1], sizes[2]), np.eye(4) if affine is None else affine)
-        if "data file" in header or "datafile" in header:
-            _check_beside(path, header.get("data file", header.get("datafile")))
+        with path.open("rb") as file:
+            header = nrrd.read_header(file)
+            sizes = [int(size) for size in header["sizes"]]
+            if len(sizes) != 3:
+                raise _several(path, "x".join(map(str, sizes)) + " values", "write one volume for each value")
+            affine = _nrrd_affine(path, header)
+            Grid((sizes[0], sizes[1], sizes[2]), np.eye(4) if affine is None else affine)
+            name = header.get("data file", header.get("datafile"))
+            if name is not None:
+                _check_beside(path, name)
+            with file if name is None else (path.parent / name).open("rb") as voxels:
+                _check_unpacked(voxels, header, at_most=8 * sizes[0] * sizes[1] * sizes[2] + SPARE_BYTES)
         return nrrd.read(str(path))[0], affine
     except nrrd.NRRDError as error:
         raise _damaged(path, error) from error
+
+
+def _check_unpacked(file: IO[bytes], header: Any, *, at_most: int) -> None:
+    """See how much a file unpacks to, with little of it in memory at a time."""
+    if max(header.get(name, 0) for name in ("line skip", "lineskip", "byte skip", "byteskip")) > SPARE_BYTES:
+        raise ValueError("the voxels begin too far behind the header")
+    make, step = PACKERS.get(header["encoding"], (None, 0))
+    unpacker, total = make() if make else None, 0
+    while unpacker and not unpacker.eof and (packed := file.read(step)):
+        total += len(unpacker.decompress(packed))
+        if total > at_most:
+            raise ValueError(f"more than {at_most:,} bytes unpacked")
 
 
 def _nrrd_affine(path: Path, header: Any) -> NDArray[np.float64] | None:
@@ -254,8 +278,11 @@ def _check_beside(path: Path, name: object) -> None:
 
 def _read_array(path: Path, part: Part) -> Found:
     if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            read_array_header(file)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return _three_axes(path, array), None
+    check_npz(path, 8 * MAX_VOXELS)
     with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in arrays.files if name not in ("affine", "spacing_mm")]
         name = str(part) if part is not None else names[0] if len(names) == 1 else ""

@@ -209,7 +209,7 @@ class _Run:
         try:
             found = dict(json.loads(path.read_text(encoding="utf-8")))
             num_flows = found.pop("num_flows")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self.refusal(f"{RECORD} cannot be read", "what this command wrote", repr(error)) from error
         if found != self.record:
             different = [name for name in self.record if found.get(name) != self.record[name]]

@@ -1,15 +1,18 @@
 """Flow that somebody has computed before: folders and archives of pictures, arrays, videos, flow by flow."""
 
 import json
+import os
 import re
+import struct
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +21,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.errors import InflateError, import_extra, is_number
+from inflate3d.arrays import ArrayHeader, read_array_header
+from inflate3d.errors import InflateError, import_extra, in_a_line, is_number
 from inflate3d.flow.quantize import BOUND_PIXELS, check_quantizer, dequantize
 
 # flow_x_00001.jpg (denseflow, TSN), x_00001.jpg (mmaction2), both components in flow_00001.png (denseflow)
@@ -30,6 +34,11 @@ DATASET = re.compile(r"flow_([xy])_(\d{1,9})")
 Parts = dict[int, dict[str, str]]  # number of a flow: its components and their names
 
 MAX_PICTURE_BYTES, MAX_PIXELS = 2**26, 2**25  # one flow; far above any video
+
+# What the standard library raises for an archive that is damaged or packed in an odd way
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError, KeyError)
+# Pillow's, for a picture
+DAMAGED_PICTURE = (*DAMAGED_ZIP, SyntaxError, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +89,15 @@ def open_flow(path: str | Path, *, bound: float = BOUND_PIXELS) -> StoredFlow:
     """
     path = Path(path)
     check_quantizer("none", bound)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - false for names too long to be
         return _folder(path, bound)
     kinds = {".zip": _archive, ".h5": _hdf5, ".hdf5": _hdf5, ".npz": _npz}
-    if path.suffix.lower() not in kinds or not path.is_file():
+    if path.suffix.lower() not in kinds or not os.path.isfile(path):  # noqa: PTH113 - likewise
         raise InflateError(
             "there is no flow at this path",
             where=str(path),
             expected="a folder of pictures such as flow_x_00000.jpg, or a file .zip, .h5, .npz",
-            got="a file of another kind" if path.exists() else "nothing",
+            got="a file of another kind" if os.path.exists(path) else "nothing",  # noqa: PTH110
             fix="compute it: inflate3d flow VIDEO -o FOLDER",
         )
     return kinds[path.suffix.lower()](path, bound)
@@ -159,7 +168,7 @@ def _read_record(path: Path) -> tuple[int, float]:
         if not (num_flows is None or isinstance(num_flows, int)) or not is_number(bound) or bound <= 0:
             raise ValueError(f"num_flows {num_flows!r}, bound {bound!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise _unreadable(path, in_a_line(error)) from error
     if num_flows is None:
         raise InflateError(
             "the flow in this folder is not whole: its computation was stopped",
@@ -175,8 +184,8 @@ def _archive(path: Path, bound: float) -> StoredFlow:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+    except DAMAGED_ZIP as error:
+        raise _unreadable(path, in_a_line(error)) from error
     files = _ordered(path, list(sizes))
 
     def flows() -> Iterator[Tensor]:
@@ -185,12 +194,17 @@ def _archive(path: Path, bound: float) -> StoredFlow:
                 if (size := max(sizes[name] for name in names)) > MAX_PICTURE_BYTES:
                     raise _too_large(path, f"{size:,} bytes")
                 try:
-                    datas = [archive.read(name) for name in names]
-                except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
-                    raise _unreadable(path, f"{names[0]}: {error}") from error
+                    datas = [_member(archive, name, sizes[name]) for name in names]
+                except DAMAGED_ZIP as error:
+                    raise _unreadable(path, f"{names[0]}: {in_a_line(error)}") from error
                 yield _from_pictures(datas, bound, path / names[0])
 
     return StoredFlow(path, len(files), flows)
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    with archive.open(name) as file:
+        return file.read(size + 1)  # without a number zipfile unpacks all there is, whatever the archive says of it
 
 
 def _ordered(path: Path, names: Sequence[str]) -> list[list[str]]:
@@ -253,8 +267,8 @@ def _decoded(data: bytes, where: Path, *, color: bool) -> Tensor:
             pixels = np.array(picture.convert("RGB" if color else "L")) if fits else None
     except Image.DecompressionBombError as error:
         raise _too_large(where, str(error)) from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(where, str(error)) from error
+    except DAMAGED_PICTURE as error:
+        raise _unreadable(where, in_a_line(error)) from error
     if pixels is None:
         raise _too_large(where, f"{size[0]}x{size[1]} pixels")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
@@ -275,8 +289,10 @@ def _hdf5(path: Path, bound: float) -> StoredFlow:
                 kinds.add(file[name].dtype.kind)
                 if file[name].size > MAX_PIXELS:
                     raise _too_large(path, f"{file[name].shape[1]}x{file[name].shape[0]} pixels")
-    except OSError as error:
-        raise _unreadable(path, str(error)) from error
+    except InflateError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, in_a_line(error)) from error
     if not parts or kinds not in ({"f"}, {"u"}):
         raise _unreadable(path, f"no datasets flow_x_00000, flow_y_00000 and so on of one kind, {kinds or 'none'}")
     names = _gapless(path, parts)
@@ -286,8 +302,8 @@ def _hdf5(path: Path, bound: float) -> StoredFlow:
             for pair in names:
                 try:
                     planes = [file[name][()] for name in pair]
-                except (OSError, RuntimeError) as error:  # of a file that was cut off
-                    raise _unreadable(path, f"{pair[0]}: {error}") from error
+                except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # of a file that was cut off
+                    raise _unreadable(path, f"{pair[0]}: {in_a_line(error)}") from error
                 if planes[0].shape != planes[1].shape:
                     raise _unreadable(path, f"{pair[0]}: components of {planes[0].shape} and {planes[1].shape}")
                 yield _pixels(np.stack(planes), bound)
@@ -300,13 +316,6 @@ def _pixels(array: NDArray[Any], bound: float) -> Tensor:
     return dequantize(torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int32)), bound=bound)
 
 
-class _Header(NamedTuple):
-    """What a .npy file says of itself."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
 def _npz(path: Path, bound: float) -> StoredFlow:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -315,8 +324,8 @@ def _npz(path: Path, bound: float) -> StoredFlow:
             if "bound.npy" in archive.namelist():
                 with archive.open("bound.npy") as file:
                     bound = float(np.frombuffer(_scalar(file), np.float64)[0])
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise _unreadable(path, str(error)) from error
+    except DAMAGED_ZIP as error:
+        raise _unreadable(path, in_a_line(error)) from error
     n, h, w = header.shape[0], *header.shape[2:]
     check_quantizer("none", bound)
 
@@ -326,7 +335,10 @@ def _npz(path: Path, bound: float) -> StoredFlow:
             file = stack.enter_context(archive.open("flow.npy"))
             _npy_header(file)
             for _ in range(n):
-                data = file.read(2 * h * w * header.dtype.itemsize)
+                try:
+                    data = file.read(2 * h * w * header.dtype.itemsize)
+                except DAMAGED_ZIP as error:
+                    raise _unreadable(path, in_a_line(error)) from error
                 if len(data) < 2 * h * w * header.dtype.itemsize:
                     raise _unreadable(path, "the array ends before its shape says so")
                 yield _pixels(np.frombuffer(data, header.dtype).reshape(2, h, w), bound)
@@ -334,19 +346,17 @@ def _npz(path: Path, bound: float) -> StoredFlow:
     return StoredFlow(path, n, flows, quantized=header.dtype.kind != "f")
 
 
-def _npy_header(file: Any) -> _Header:
-    if np.lib.format.read_magic(file) != (1, 0):  # later ones may have headers of any length
-        raise ValueError("flow is no array of numpy's format 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+def _npy_header(file: Any) -> ArrayHeader:
+    header = read_array_header(file)
+    shape, dtype, fortran = header
     fits = len(shape) == 4 and shape[0] >= 1 and shape[1] == 2 and 0 < shape[2] * shape[3] <= MAX_PIXELS
     if fortran or not fits or dtype.kind not in "fui" or dtype.itemsize > 8:
         raise ValueError(f"flow is {shape} {dtype}, not [n, 2, h, w] of floats or bytes")
-    return _Header(shape, dtype)
+    return header
 
 
 def _scalar(file: Any) -> bytes:
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    shape, dtype, _ = read_array_header(file)
     if shape != () or dtype != np.float64:
         raise ValueError(f"bound is {shape} {dtype}")
     return bytes(file.read(8))
@@ -355,11 +365,19 @@ def _scalar(file: Any) -> bytes:
 def _video_flows(videos: Sequence[Path], bound: float) -> Iterator[Tensor]:
     with ExitStack() as stack:
         try:
-            containers = [stack.enter_context(av.open(str(video))) for video in videos]
-            for frames in zip(*(container.decode(video=0) for container in containers), strict=True):
+            decoders = [_decoder(stack, video) for video in videos]
+            for frames in zip(*decoders, strict=True):
                 yield _pixels(np.stack([_brightness(frame) for frame in frames]), bound)
         except (av.FFmpegError, IndexError, ValueError) as error:
-            raise _unreadable(videos[0].parent, str(error)) from error
+            raise _unreadable(videos[0].parent, in_a_line(error)) from error
+
+
+def _decoder(stack: ExitStack, video: Path) -> Iterator[VideoFrame]:
+    """Decode a video as `inflate3d flow` writes it, and no list of other files under its name."""
+    limits = {"max_pixels": str(MAX_PIXELS)}
+    container = stack.enter_context(av.open(str(video.absolute()), format="mp4", options=limits))
+    container.streams.video[0].codec_context.options = limits
+    return container.decode(video=0)
 
 
 def _brightness(frame: VideoFrame) -> NDArray[np.uint8]:

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from math import gcd, prod
+from math import gcd
 from typing import Any, Literal, get_args
 
-from inflate3d.errors import InflateError, is_count, nearest_names
+from inflate3d.errors import InflateError, in_a_line, is_count, is_number, nearest_names
 from inflate3d.inflation.padding import TimePadding, present_tap
 from inflate3d.inflation.plan_table import table
 from inflate3d.inflation.profiles import ACS, Profile, write_profile
@@ -81,10 +81,14 @@ class LayerPlan:
     time_scale: int = 1
 
     def __post_init__(self) -> None:
+        texts = {"path": self.path, "layer": self.layer, "reason": self.reason}
         _refuse(
             "a layer's plan is impossible",
             f"plan of {self.path or 'the model'}",
-            ("path", self.path, "text", isinstance(self.path, str)),
+            *((name, text, "text", isinstance(text, str)) for name, text in texts.items()),
+            ("kernel", self.kernel, "None, or height and width", self.kernel is None or _are_counts(self.kernel, 2)),
+            ("profile", self.profile, "a name, or numbers", isinstance(self.profile, str) or _are_taps(self.profile)),
+            ("rows_inside", self.rows_inside, "True, False", isinstance(self.rows_inside, bool)),
             ("action", self.action, ", ".join(ACTIONS), self.action in ACTIONS),
             ("kind", self.kind, ", ".join(get_args(Kind)), self.kind in get_args(Kind)),
             ("padding", self.padding, ", ".join(get_args(TimePadding)), self.padding in get_args(TimePadding)),
@@ -243,15 +247,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         shape, mm = self.input_shape, self.spacing_mm
+        multiple = self.clip_multiple if is_count(self.time_shrink) else 1
         _refuse(
             "this is no plan",
             f"plan of {self.model}",
             ("model", self.model, "text", isinstance(self.model, str)),
             ("preset", self.preset, "text", isinstance(self.preset, str)),
-            ("input_shape", shape, "(c, h, w)", _is_shape(shape)),
+            ("input_shape", shape, "(c, h, w)", _are_counts(shape, 3)),
             ("time_shrink", self.time_shrink, "1 or more", is_count(self.time_shrink)),
-            ("clip_multiple", self.clip_multiple, f"at most {MAX_MULTIPLE}", self.clip_multiple <= MAX_MULTIPLE),
-            ("spacing_mm", mm, "three numbers above 0", mm is None or _is_spacing(mm)),
+            ("clip_multiple", multiple, f"at most {MAX_MULTIPLE}", multiple <= MAX_MULTIPLE),
+            ("spacing_mm", mm, "three numbers above 0", mm is None or (_are_taps(mm) and len(mm) == 3 and min(mm) > 0)),
         )
 
     def __iter__(self) -> Iterator[LayerPlan]:
@@ -277,7 +282,12 @@ class Plan:
         """Frames by whose multiples a clip is lengthened, so that what resizes time comes back to its length."""
         if all(layer.time_scale == 1 for layer in self.layers):
             return 1
-        return prod([self.time_shrink, *(insert.layer.time_stride for insert in self.inserts)])
+        multiple = self.time_shrink
+        for insert in self.inserts:
+            if multiple > MAX_MULTIPLE:  # which no plan has: the product of a stranger's many could be endless
+                break
+            multiple *= insert.layer.time_stride
+        return multiple
 
     @property
     def frames_lost(self) -> int:
@@ -361,12 +371,12 @@ class Plan:
             return Plan(**_tuples({**found, "layers": layers, "inserts": inserts}))
         except InflateError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InflateError(
                 "this is no plan",
                 where="Plan.from_json",
                 expected=f"JSON as Plan.to_json writes it, version {VERSION}",
-                got=f"{type(error).__name__}: {error}",
+                got=in_a_line(error),
                 fix="make it anew with make_plan(model2d, preset)",
             ) from error
 
@@ -380,17 +390,17 @@ def _refuse(problem: str, where: str, *checks: tuple[str, object, str, bool]) ->
             problem,
             where=where,
             expected="; ".join(f"{name}: {allowed}" for name, _, allowed in faults),
-            got="; ".join(f"{name}={value!r}" for name, value, _ in faults),
+            got="; ".join(f"{name}={value!r:.200}" for name, value, _ in faults),
             fix=f"give {names} such a value, or leave it out where it has a default",
         )
 
 
-def _is_shape(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and all(map(is_count, value))
+def _are_counts(value: object, length: int) -> bool:
+    return isinstance(value, tuple) and len(value) == length and all(map(is_count, value))
 
 
-def _is_spacing(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(mm, int | float) and mm > 0 for mm in value)
+def _are_taps(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(is_number, value))
 
 
 def _counts(none: bool) -> str:

@@ -1,6 +1,7 @@
 """Feature files: in the order of axes that a project expects, any format, the same bytes from every run."""
 
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,9 +76,10 @@ def plan_jobs(paths: Sequence[str | Path]) -> list[Job]:
     found: dict[Path, tuple[str, str]] = {}  # name, and the name of the folder that was given
     for path in map(Path, paths):
         for video in find_videos([path]):
-            below = video.relative_to(path) if path.is_dir() and video != path else Path(video.name)
-            name = below if video.is_dir() else below.with_suffix("")
-            found.setdefault(video, (name.as_posix(), path.resolve().name if path.is_dir() else video.parent.name))
+            is_folder = os.path.isdir(path)  # noqa: PTH112 - false for names too long to be
+            below = video.relative_to(path) if is_folder and video != path else Path(video.name)
+            name = below if os.path.isdir(video) else below.with_suffix("")  # noqa: PTH112
+            found.setdefault(video, (name.as_posix(), path.resolve().name if is_folder else video.parent.name))
     names = [name for name, _ in found.values()]
     if len(set(names)) < len(names):
         names = [f"{folder}/{name}" if folder else name for name, folder in found.values()]

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,133 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inflate3d.errors import InflateError, import_extra
-from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, not_writable, write_files
+from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, write_files
+from inflate3d.results.feature_manifest import Manifest, Shard, state_of
 from inflate3d.results.feature_presets import FeatureLayout, plain
 from inflate3d.results.features import Extractor, Told
 from inflate3d.results.prediction import Failure, printable
 
 DRAFTS = ".drafts"  # the folder of files that are being written
-WINDOWS = ', "windows": {'  # in a line of the manifest, the long rest; the short part is enough to go on with a run
 FIRST_SHARE = 0.05  # of the first file, before a time is estimated
 VIDEOS_AT_A_TIME = 8  # of a worker of Ray, at most
-
-
-class Shard(NamedTuple):
-    """The part of a list of videos that one of several processes does: number 1, 2 ... `of` all."""
-
-    number: int = 1
-    of: int = 1
-
-    @property
-    def part(self) -> str:
-        """Stands in the names of its own files; empty for the only one."""
-        return f".{self.number}-of-{self.of}" if self.of > 1 else ""
-
-
-class Manifest:
-    """What has been done in a folder: JSON lines, one for each run and each video, those of all shards read together.
-
-    Args:
-        folder: Of the run; it is made.
-        shard: Whose lines this process writes.
-
-    Raises:
-        InflateError: The folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, shard: Shard = Shard()) -> None:  # noqa: B008 - it cannot change
-        self.folder, self.path = folder, folder / f"manifest{shard.part}.jsonl"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("ab+", buffering=0)
-            size = self.file.seek(0, os.SEEK_END)
-            self.file.seek(max(size - 1, 0))
-            is_torn = size > 0 and self.file.read(1) != b"\n"
-        except OSError as error:
-            raise not_writable(self.path, error) from error
-        self._lock()
-        if is_torn:  # a run was stopped while it wrote a line
-            self._write(b"\n")
-
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        import fcntl  # noqa: PLC0415 - not on every system
-
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.file.close()
-            raise InflateError(
-                "another run is writing into this folder",
-                where=str(self.path),
-                expected="one process at a time, or several with --shard 1/2, 2/2",
-                got="a manifest that another process has locked",
-                fix="wait until it is done, or name another folder",
-            ) from error
-
-    def close(self) -> None:
-        """Let another process write here; leaving a `with` does so."""
-        self.file.close()
-
-    def __enter__(self) -> "Manifest":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Read the short part of all lines; torn ones are left out."""
-        for path in sorted(self.folder.glob("manifest*.jsonl")):
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    short, rest, _ = line.partition(WINDOWS)
-                    try:
-                        row = json.loads(short + "}" if rest else line)
-                    except ValueError:
-                        continue
-                    if isinstance(row, dict) and (not rest or line.endswith("}}\n")):
-                        yield row
-
-    def done(self, config: str, jobs: Sequence[Job]) -> set[str]:
-        """Name the jobs whose files are there, made so, not written over since, and of the video as it is now."""
-        rows: dict[str, dict[str, Any]] = {}
-        writers: dict[str, tuple[float, str]] = {}  # of each file, the last one
-        for row in self.rows():
-            if row.get("status") == "done":
-                writer = (row["time"], row["config"])
-                writers.update({file: max(writers.get(file, writer), writer) for file in row["files"]})
-                if row["config"] == config:
-                    rows[row["video"]] = row
-        return {
-            job.name
-            for job in jobs
-            if job.name in rows
-            and all(writers[file][1] == config for file in rows[job.name]["files"])
-            and self._holds(rows[job.name], job)
-        }
-
-    def _holds(self, row: Mapping[str, Any], job: Job) -> bool:
-        try:
-            same: bool = row["state"] == state_of(job.path)
-            return same and all((self.folder / file).stat().st_size == size for file, size in row["files"].items())
-        except OSError:
-            return False
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a line.
-
-        Raises:
-            InflateError: There is no room.
-        """
-        self._write(json.dumps(row).encode() + b"\n")
-
-    def _write(self, data: bytes) -> None:
-        try:
-            if self.file.write(data) != len(data):
-                raise OSError("only a part of a line was written")
-        except OSError as error:
-            raise not_writable(self.path, error) from error
 
 
 class Estimate:
@@ -173,12 +54,6 @@ class Estimate:
         if not self.done and max(self.shares.values(), default=0.0) < FIRST_SHARE:
             return None
         return (self.clock() - self.begun) * max(1 - share, 0.0) / share
-
-
-def state_of(path: Path) -> list[int]:
-    """Tell what changes when a video does: its size and the time of its last change."""
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]
 
 
 class FeatureProgress(NamedTuple):
@@ -412,7 +287,7 @@ def _collected(plan: _Plan, manifest: Manifest, writer: _Writer, jobs: Sequence[
         return ()
     contents = sha256("\n".join([writer.config, *names]).encode()).hexdigest()
     for row in manifest.rows():
-        if row.get("collected") == contents and all((plan.folder / file).exists() for file in row["files"]):
+        if row.get("collected") == contents and all(map(os.path.exists, (plan.folder / file for file in row["files"]))):
             return tuple(row["files"])
     files = collect(plan.folder, names, plan.layout, part=plan.shard.part, drafts=writer.drafts)
     manifest.add({"collected": contents, "files": files})

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from inflate3d.axes import clip_to_frames, frames_to_clip
 from inflate3d.clips.transforms import MAX_ASPECT, check_range, crops, to_range
-from inflate3d.errors import InflateError, check_choice
+from inflate3d.errors import InflateError, check_choice, is_count, is_number
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.speed.memory import values_of
@@ -223,7 +223,14 @@ class Setup:
         for role in ("real", "fake"):
             fields[role] = Sampling(*fields[role])
         fields["value_range"] = tuple(fields["value_range"])
-        return Setup(**{**found, "protocol": Protocol(**fields)})
+        setup = Setup(**{**found, "protocol": protocol_named(Protocol(**fields))})
+        texts = (setup.protocol.name, setup.protocol.source, setup.fps, setup.network, setup.network_sha256)
+        counts = [setup.num_frames, setup.frame_stride]
+        counts += [side.num_clips for side in (setup.protocol.real, setup.protocol.fake) if side.num_clips is not None]
+        fits = all(isinstance(text, str) for text in texts) and all(map(is_count, counts))
+        if not fits or not is_number(setup.protocol.bn_eps):
+            raise ValueError("a field of another type than a setup has")
+        return setup
 
     def fingerprint(self) -> str:
         """Hash it, to name what was made with it."""

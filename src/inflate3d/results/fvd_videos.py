@@ -23,7 +23,7 @@ from inflate3d.clips.clip import Clip
 from inflate3d.clips.stills import find_videos
 from inflate3d.clips.transforms import as_tensor
 from inflate3d.clips.video import Rate, open_frames
-from inflate3d.errors import InflateError, InflateWarning, check_options, is_count, is_pair
+from inflate3d.errors import InflateError, InflateWarning, check_options, in_a_line, is_count, is_pair
 from inflate3d.results.fvd_distance import Gaussian
 from inflate3d.results.fvd_protocols import FeatureNetwork, Protocol, Sampling, Setup, pixels, protocol_named
 from inflate3d.results.network import count_rules, rate_rule, readable, told_as_unreadable
@@ -142,12 +142,12 @@ class VideoStatistics:
                 card = json.loads((file.metadata() or {})[STATISTICS_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             return _from_card(card, tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InflateError(
                 "these are no statistics of videos",
                 where=str(path),
                 expected="a whole file that VideoStatistics.save or inflate3d fvd --save-stats wrote",
-                got=f"{type(error).__name__}: {error}",
+                got=in_a_line(error),
                 fix="make it anew: inflate3d fvd REAL FAKE --save-stats FOLDER",
             ) from error
 
@@ -157,7 +157,10 @@ def _from_card(card: Mapping[str, object], tensors: dict[str, Tensor]) -> VideoS
         raise ValueError("the tensors are not those that were written")
     setup, count, sampling = Setup.from_json(str(card["setup"])), card["count"], str(card["sampling"])
     if "features" in tensors:
-        return VideoStatistics(setup, Gaussian.of(tensors["features"]), tensors["features"], sampling)
+        features = tensors["features"]
+        if features.ndim != 2 or not len(features) or features.dtype != torch.float32 or not features.isfinite().all():
+            raise ValueError(f"features are {list(features.shape)} {features.dtype}, or not finite")
+        return VideoStatistics(setup, Gaussian.of(features), features, sampling)
     gaussian = Gaussian()
     gaussian.mean, gaussian.rows = tensors["mean"], tensors["rows"]
     shapes_fit = gaussian.mean.ndim == 1 and gaussian.rows.ndim == 2 and gaussian.rows.shape[1] == len(gaussian.mean)

@@ -1,6 +1,7 @@
 """Work ahead: an iterator runs in a thread of its own, so that reading a video and the network overlap."""
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -52,7 +53,8 @@ def _ahead(items: Iterator[Item], depth: int) -> Generator[Item | None]:
             if close:
                 close()
 
-    worker = threading.Thread(target=work, name="inflate3d-ahead", daemon=True)
+    run = contextvars.copy_context().run  # what the caller has set for the block that it is in, such as `at_most`
+    worker = threading.Thread(target=run, args=(work,), name="inflate3d-ahead", daemon=True)
     worker.start()
     try:
         yield None  # so that leaving before the first item comes by `finally` as well

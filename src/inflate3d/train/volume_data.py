@@ -1,8 +1,8 @@
 """Volumes for training: lists as people have them, scans scaled once and kept, patches drawn and changed by MONAI."""
 
-import csv
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from inflate3d.arrays import check_npz
 from inflate3d.atomic import replacing
 from inflate3d.clips.dataset import Listing, Sample, Splits, make_splits
-from inflate3d.clips.decoding import unreadable
-from inflate3d.clips.volume import Grid, Volume, resample
+from inflate3d.clips.tables import MOST_DIGITS, is_index, read_table
+from inflate3d.clips.volume import MAX_VOXELS, Grid, Volume, resample
 from inflate3d.clips.volume_files import find_volumes, read_volume
 from inflate3d.clips.volume_spec import VolumeSpec, VolumeTask, pad_to, scale
 from inflate3d.errors import InflateError, import_extra, in_a_line, list_faults
@@ -103,6 +104,7 @@ def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, 
     for part in PARTS:
         images, labels = found.get(f"{part}_images"), found.get(f"{part}_labels")
         wanted = (4, 4 if task == "mask" else 2)
+        labels = labels if labels is not None and labels.size and labels.dtype.kind in "bui" else None
         if images is None or labels is None or len(images) != len(labels) or (images.ndim, labels.ndim) != wanted:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in found.items())
             raise _misfit(
@@ -110,7 +112,10 @@ def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, 
                 f"{part}_images [n, d, h, w] and {part}_labels " + ("likewise" if wanted[1] == 4 else "[n, 1]"),
                 shapes,
             )
-        most = max(most, int(labels.max(initial=0)))
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= 10**MOST_DIGITS:
+            raise _misfit(path, f"{part}_labels from 0 to {10**MOST_DIGITS - 1:,}", f"from {low:,} to {high:,}")
+        most = max(most, high)
         for number in range(len(images)):
             name = f"{path}{IN_FILE}{part}:{number}"
             classes = () if task == "mask" else (int(labels[number].ravel()[0]),)
@@ -144,23 +149,18 @@ def _names_in(path: Path) -> tuple[str, ...]:
         pairs = [(key, value) if str(key).isdecimal() else (value, key) for key, value in labels.items()]
         by_number = {int(number): str(name) for number, name in pairs}
         return tuple(by_number[number] for number in range(len(by_number)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise _misfit(path, "labels: numbers from 0 to names, or names to numbers", in_a_line(error)) from error
 
 
 def _table(
     path: Path, task: VolumeTask, class_names: Sequence[str]
 ) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    columns = list(rows[0]) if rows else []
+    columns, rows = read_table(path)
     where = next((name for name in IMAGE_COLUMNS if name in columns), "")
     what = next((name for name in (MASK_COLUMNS if task == "mask" else ("label", "class")) if name in columns), "")
-    missing = [row[where] for row in rows if where and not (path.parent / row[where]).exists()]
-    if not where or not what or missing:
+    missing = [row[where] for row in rows if where and not os.path.exists(path.parent / row[where])]  # noqa: PTH110
+    if not rows or not where or not what or missing:
         words = (
             f"columns {' or '.join(IMAGE_COLUMNS)} and {'mask' if task == 'mask' else 'label'}; paths that are there"
         )
@@ -172,10 +172,10 @@ def _table(
     samples, masks = [], {}
     for row in rows:
         image = str(path.parent / row[where])
-        fold = row.get("fold") or ""
+        fold = row.get("fold", "")
         labels = () if task == "mask" else (names.index(row[what]),)
-        split, group = row.get("split") or "", row.get("group") or ""
-        samples.append(Sample(image, labels, group, split, int(fold) if fold.isdecimal() else None))
+        number = int(fold) if is_index(fold) else None
+        samples.append(Sample(image, labels, row.get("group", ""), row.get("split", ""), number))
         if task == "mask":
             masks[image] = str(path.parent / row[what])
     return samples, masks, names
@@ -215,9 +215,10 @@ def _misfit(path: Path, expected: str, got: str) -> InflateError:
 @lru_cache(maxsize=2)
 def _arrays(path: str) -> dict[str, NDArray[Any]]:
     try:
+        check_npz(Path(path), 8 * MAX_VOXELS)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # zipfile raises whatever it stumbles over
         raise _misfit(Path(path), "a whole .npz of numbers", in_a_line(error)) from error
 
 

@@ -2,6 +2,7 @@
 
 import io
 import mmap
+import os
 import re
 import struct
 import zipfile
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from inflate3d.arrays import read_array_header
 from inflate3d.errors import InflateError, list_faults, nearest_names
 from inflate3d.weights.pickles import DAMAGED_PICKLE, Array, Names, numpy_calls, run_pickle
 from inflate3d.weights.stored import ContentError, Stored, is_shape
@@ -85,7 +87,7 @@ def open_container(path: str | Path) -> Iterator[Container]:
             what is read in the block.
     """
     path = find_index(Path(path))
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - false for names too long to be
         raise missing_file(path)
     with ExitStack() as stack:
         with _refusing(path, DAMAGED_FILE):
@@ -120,11 +122,12 @@ def _refusing(path: Path, damaged: tuple[type[Exception], ...]) -> Iterator[None
 
 def find_index(path: Path) -> Path:
     """Name the index of a TensorFlow checkpoint, given its folder, a file or their name; other files as they are."""
-    if path.is_file() and not SHARD_NAME.search(path.name):
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # noqa: PTH112, PTH113 - false for names too long
+    if is_file and not SHARD_NAME.search(path.name):
         return path
-    common = path / "variables" / "variables" if path.is_dir() else path  # of a SavedModel, as on TensorFlow Hub
+    common = path / "variables" / "variables" if is_folder else path  # of a SavedModel, as on TensorFlow Hub
     index = common.with_name(SHARD_NAME.sub("", common.name) + ".index")
-    return index if index.is_file() else path
+    return index if os.path.isfile(index) else path  # noqa: PTH113
 
 
 def is_path(name: str | Path) -> bool:
@@ -227,16 +230,12 @@ def _read_npz(archive: zipfile.ZipFile, file_bytes: int) -> tuple[dict[str, Stor
     left_out: dict[str, str] = {}
     for name, member in check_zip(archive, file_bytes).items():
         with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
-                raise ContentError("an array is of a version that is not known", f"{name}: {version}")
-            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            shape, _fortran, dtype = read_header(file)
-            header_bytes = file.tell()
+            header = read_array_header(file)
+            shape, dtype, header_bytes = header.shape, header.dtype, file.tell()
         if dtype.kind not in "fiub" or dtype.byteorder == ">" or dtype.str[1:] in ("f16", "u2", "u4", "u8"):
             left_out[name.removesuffix(".npy")] = f"{dtype.str:.20}"
             continue
-        if not is_shape(shape) or header_bytes + np.prod(shape, dtype=object) * dtype.itemsize != member.file_size:
+        if not is_shape(shape) or header_bytes + header.nbytes != member.file_size:
             raise ContentError(
                 "an array's shape and bytes disagree", f"{name}: {shape!r:.80}, {member.file_size:,} bytes"
             )

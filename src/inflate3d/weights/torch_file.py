@@ -88,15 +88,26 @@ def _rebuild_tensor(args: tuple[Any, ...]) -> Stored:
 
 
 def _ordered_dict(args: tuple[Any, ...]) -> dict[Any, Any]:
-    """Make a dict; Python 2 gave the pairs as lists, Python 3 sets them afterwards."""
+    """Make a dict; Python 2 gave the pairs as a list, Python 3 sets them afterwards."""
     pairs = args[0] if args else []
-    if not all(type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) in (str, int) for pair in pairs):
+    wrong = (
+        [pair for pair in pairs if type(pair) not in (list, tuple) or len(pair) != 2] if type(pairs) is list else [0]
+    )
+    if wrong or not all(type(key) in (str, int) for key, _ in pairs):
         raise ContentError("a dict has keys that are neither text nor whole numbers", short(pairs))
-    return dict(pairs)
+    made = dict(pairs)
+    pairs.clear()  # one list that made many dicts would make a small file as large as it likes
+    return made
 
 
 def _first(args: tuple[Any, ...]) -> Any:
     return args[0]
+
+
+def _size(args: tuple[Any, ...]) -> tuple[int, ...]:
+    if not is_shape(args[0]):
+        raise ContentError("a tensor is not described as torch describes tensors", short(args))
+    return tuple(args[0])
 
 
 CALLS: dict[str, Call | None] = {
@@ -104,7 +115,7 @@ CALLS: dict[str, Call | None] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,  # torch 0.3
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _first,
-    "torch.Size": lambda args: tuple(args[0]),
+    "torch.Size": _size,
     "collections.OrderedDict": _ordered_dict,
 }
 SCRIPT_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
@@ -142,7 +153,7 @@ def read_torch_zip(archive: zipfile.ZipFile, file_bytes: int) -> tuple[str, Any]
         problem = "the TorchScript archive is of before torch 1.3" if old else "the archive is none of torch's"
         raise ContentError(problem, ", ".join(list(members)[:5]) or "no files in it")
     folder = pickles[0].removesuffix("data.pkl")
-    order = read_member(archive, members[f"{folder}byteorder"]) if f"{folder}byteorder" in members else b"little"
+    order = _start(archive, members[f"{folder}byteorder"]) if f"{folder}byteorder" in members else b"little"
     if order != b"little":
         raise ContentError("the tensors are of a machine with another order of bytes", short(order))
     if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
@@ -187,6 +198,11 @@ def check_zip(archive: zipfile.ZipFile, file_bytes: int) -> dict[str, zipfile.Zi
                 f"{member.filename!r:.80}: {member.compress_size:,} of {file_bytes:,} bytes, {total:,} in all unpacked",
             )
     return members
+
+
+def _start(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int = 16) -> bytes:
+    with archive.open(member) as file:
+        return file.read(most)
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

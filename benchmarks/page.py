@@ -14,7 +14,6 @@ WAYS = {
     "plain": "inflate3d, not optimized",
     "fp32": "**inflate3d, `optimize(model)`**",
     "bf16": '**inflate3d, `optimize(model, "bf16")`**',
-    "fp32, two at a time": "inflate3d, fp32, two windows at a time as in `predict`, each",
     "bf16, two at a time": "inflate3d, bf16, two windows at a time as in `predict`, each",
     "fp32, compiled": "inflate3d, fp32, compiled",
     "bf16, compiled": "inflate3d, bf16, compiled",

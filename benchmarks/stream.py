@@ -23,7 +23,7 @@ from turns import forget_peak, peak_bytes
 
 SIDE = 193  # the least that I3D takes
 SMALL = 64
-PROCESSES = 3
+PROCESSES = 2
 MODELS = ("i3d", "resnet18", "mobilenetv2_050", "densenet121")
 
 

@@ -276,10 +276,13 @@ def test_rates_are_numbers(whole, fps):
 @pytest.mark.parametrize(
     ("codec", "suffix", "skipped"),
     [("libx264", "ts", 0), ("mpeg2video", "ts", 0), ("libvpx", "ivf", 32), ("libvpx-vp9", "ivf", 32),
-     ("libx265", "ts", 0), ("libsvtav1", "obu", 0), ("mjpeg", "mjpeg", 0)],
+     ("libx265", "ts", 0), ("mjpeg", "mjpeg", 0)],
 )  # fmt: skip
 def test_frames_that_grow_beyond_a_limit_are_refused(tmp_path, codec, suffix, skipped):
-    """Two streams in one file; the header knows the first, and the decoder takes no memory for the second."""
+    """Two streams in one file; the header knows the first, and the decoder takes no memory for the second.
+
+    No AV1: the encoder (SVT) gives this process real-time priority for good where it may, and all else starves.
+    """
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     sizes = ((46, 72), (480, 640))
     parts = [

@@ -95,8 +95,7 @@ def lengths(quick: bool) -> tuple[int, int]:
 def peaks(quick: bool) -> dict[str, list[list[float]]]:
     """Peak memory in GB for a short and then a long video, of some processes.
 
-    glibc leaves gaps between what is freed, in one process 0.2 GB more than in another that does the same; whether
-    memory grows with the video shows within a process only.
+    Within a process, so that what grows is the video alone: how much glibc keeps may differ between processes.
     """
     found: dict[str, list[list[float]]] = {}
     for name in ("i3d", "resnet18"):

@@ -235,8 +235,8 @@ CATALOGUE: dict[str, WeightsEntry] = {
             inflate3d_version=__version__,
             tensors_sha256="133d10327c3e63f33cba751bf8040277ddaeb1a0e0cf635646f8d8517a1df4ad",
             paper=(
-                "J. Carreira and A. Zisserman, Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset, CVPR"
-                " 2017, arXiv 1705.07750"
+                "J. Carreira and A. Zisserman, Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset,"
+                " CVPR 2017, arXiv 1705.07750"
             ),
             dialect="flax",
             preparation=(
@@ -245,8 +245,8 @@ CATALOGUE: dict[str, WeightsEntry] = {
             ),
             limits=(
                 "It knows 400 actions and no answer for none of them: whatever it is shown, it names one. One action a"
-                " clip, learned on clips of ten seconds from YouTube. RGB alone, the module has no flow stream. 9 frames"
-                " at least"
+                " clip, learned on clips of ten seconds from YouTube. RGB alone, the module has no flow stream."
+                " 9 frames at least"
             ),
         ),
     ),
@@ -268,12 +268,14 @@ CATALOGUE: dict[str, WeightsEntry] = {
             source="image encoder of converted_weights.pth in zzzwzh/Astra_CTRG: 2048 features of a volume, no classes",
             source_sha256="d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
             reported_accuracy="none published",
-            accuracy_protocol="trained with reports: of CT of the abdomen (Merlin), then of the chest (Astra); no classes",
+            accuracy_protocol=(
+                "Trained with reports of CT, of the abdomen (Merlin) and then of the chest (Astra), not with classes."
+            ),
             inflate3d_version=__version__,
             tensors_sha256="77aa985d82600ab4573087f45a23759c744e425f8170aabd24a87d7c88d585d0",
             paper=(
-                "L. Blankemeier et al., Merlin: A Computed Tomography Vision-Language Foundation Model and Dataset, 2026,"
-                " arXiv 2406.06512v2; for Astra none is known here"
+                "L. Blankemeier et al., Merlin: A Computed Tomography Vision-Language Foundation Model and Dataset,"
+                " 2026, arXiv 2406.06512; for Astra none is known here"
             ),
             dialect="own names",
             preparation=(

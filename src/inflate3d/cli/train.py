@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inflate3d.train.volume_data import VolumeSplits
 
 SPLITS = ("train", "val", "test")
+CHECKPOINTS = ("best.ckpt", "last.ckpt")  # that a run leaves; others of that ending are other projects'
 FOR_SCANS = ("nibabel", "monai")  # that all scans need; pydicom and pynrrd are asked for where a file wants them
 DataOption = Annotated[
     Path,
@@ -266,6 +267,18 @@ def evaluate(
         if flow is not None:
             answers = fuse(answers, _answers(flow, samples, console, options=options), fusion)  # type: ignore[arg-type]
         _show(answers, () if split == "train" else splits.train, console, out)
+
+
+def load_any(name: str) -> "nn.Module":
+    """Load a network by name or file, or that of a training run on videos."""
+    if Path(name).name in CHECKPOINTS:
+        import_extra("lightning", "train", where=name)
+        from inflate3d.train.checkpoint import load_trained
+
+        return load_trained(name)[0]
+    from inflate3d.weights.load import load
+
+    return load(name)
 
 
 def _need(extra: str, *packages: str, where: str) -> None:

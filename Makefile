@@ -6,7 +6,7 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations fuzz wheel
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages cards mutations fuzz wheel
 
 setup: $(READY)
 
@@ -73,6 +73,9 @@ fuzz: setup
 
 messages: setup
 	$(BIN)/python docs/messages.py
+
+cards: setup
+	$(BIN)/python docs/cards.py
 
 # The wheel is imported in an environment that sees the first one's packages but not the checkout.
 wheel: setup

@@ -216,3 +216,16 @@ def import_extra(module: str, extra: str, *, where: str, instead: str = "") -> A
             got=str(error),
             fix=f'pip install "inflate3d[{extra}]"' + (f", or {instead}" if instead else ""),
         ) from error
+
+
+def lacks_package(error: BaseException) -> bool:
+    """Tell whether an error is that of `import_extra`: then no file is to blame, and it would come again with the next.
+
+    Example:
+        >>> try:
+        ...     import_extra("no_such_package", "app", where="the page")
+        ... except InflateError as error:
+        ...     print(lacks_package(error), lacks_package(ValueError("a file")))
+        True False
+    """
+    return isinstance(error, InflateError) and isinstance(error.__cause__, ImportError)

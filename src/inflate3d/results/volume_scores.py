@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.dataset import Sample
 from inflate3d.clips.volume import Volume, resample_to
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, lacks_package
 from inflate3d.results.answering import Answers
 from inflate3d.results.evaluate import Interval
 from inflate3d.results.prediction import Failure
@@ -81,7 +81,7 @@ def score_masks(
         progress: Is told how many of how many are done.
 
     Raises:
-        InflateError: The network is none for masks, or not one scan can be read.
+        InflateError: The network is none for masks, not one scan can be read, or a package is missing.
     """
     spec, options = spec_of(model), options or VolumeOptions()
     rows, kept, failures = [], [], []
@@ -96,6 +96,8 @@ def score_masks(
             rows.append(dice_of(found.data, there.data, len(spec.class_names)))
             kept.append(source)
         except (InflateError, OSError) as error:
+            if lacks_package(error):
+                raise
             failures.append(Failure.of(source, error))
     if not rows:
         raise InflateError(
@@ -125,7 +127,7 @@ def answer_scans(
         progress: Is told how many of how many are done.
 
     Raises:
-        InflateError: The network is none for classes, or not one scan can be read.
+        InflateError: The network is none for classes, not one scan can be read, or a package is missing.
     """
     spec = spec_of(model)
     rows, kept, failures = list[Tensor](), list[Sample](), list[Failure]()
@@ -138,6 +140,8 @@ def answer_scans(
             rows.append(logits)
             kept.append(sample)
         except (InflateError, OSError) as error:
+            if lacks_package(error):
+                raise
             failures.append(Failure.of(sample.path, error))
     if not rows:
         raise InflateError(

@@ -195,7 +195,8 @@ def _part_names(masks: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0].removesuffix(CHANNEL)
+    name = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]  # a folder of DICOM files
+    return name.removesuffix(CHANNEL)
 
 
 def _listed(path: Path) -> str:

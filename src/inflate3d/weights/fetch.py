@@ -76,11 +76,14 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
     entry, path = find_entry(name), weights_path(name)
     if path.exists() and not force:
         try:
-            verify(name)
+            card = verify(name)
         except InflateError as error:
             report(f"{path} is damaged ({error.problem}), so it is fetched again")
         else:
             report(f"{path} lies there already, whole")
+            if card != entry.card:
+                save_weights(read_weights(path), entry.card, path)
+                report("its card is that of another version, and is written anew")
             return path
     check_writable(path)
     with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:

@@ -167,6 +167,7 @@ class InflatedConv3d(nn.Conv3d):
             )
 
 
+# Its arguments are those of the class, which it checks first
 def inflate_conv(
     conv2d: nn.Conv2d,
     time_kernel: int,

@@ -158,11 +158,22 @@ def answer_scans(
 def dice_of(mask: Tensor, wanted: Tensor, count: int) -> list[float]:
     """Compare two masks: twice what both have of a part, as a share of what each has; NaN if neither has it.
 
+    Raises:
+        InflateError: A mask has numbers of `count` or more.
+
     Example:
         >>> dice_of(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 4)
         [0.6666666666666666, 0.6666666666666666, nan]
     """
     ours, theirs = mask.flatten().long(), wanted.flatten().long()
+    if (most := int(torch.cat([ours, theirs]).max())) >= count:
+        raise InflateError(
+            "a mask has a part that nobody named",
+            where="dice_of",
+            expected=f"numbers below {count}",
+            got=f"numbers up to {most}",
+            fix="name all parts with --labels, and train with them",
+        )
     both = torch.bincount(ours[ours == theirs], minlength=count).double()
     each = torch.bincount(ours, minlength=count).double() + torch.bincount(theirs, minlength=count).double()
     shares: list[float] = (2 * both / each)[1:count].tolist()

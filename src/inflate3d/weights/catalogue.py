@@ -204,6 +204,7 @@ def _astra_part(number: int, *, archive: tuple[int, str], member: tuple[int, str
     )
 
 
+# Data, read beside what the registry shows: each file says all of itself
 CATALOGUE: dict[str, WeightsEntry] = {
     "i3d-kinetics400": WeightsEntry(
         PackageFile(

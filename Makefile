@@ -6,7 +6,7 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations fuzz wheel
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench verify ci messages mutations fuzz wheel
 
 setup: $(READY)
 
@@ -63,6 +63,9 @@ models: setup
 # Half an hour; benchmarks/README.md says what goes into the folders PEERS and DATA.
 bench: setup
 	$(BIN)/python benchmarks/report.py --peers "$(PEERS)" --data "$(DATA)" $(ARGUMENTS)
+
+verify: setup
+	$(BIN)/python docs/verify.py --data "$(DATA)" --peers "$(PEERS)" $(ARGUMENTS)
 
 mutations: setup
 	$(BIN)/python tests/mutations.py

@@ -99,6 +99,10 @@ class Claim:
     covers: tuple[str, ...] = ()
     why: str = ""
 
+    def is_pytest(self) -> bool:
+        """Whether it is a run of tests."""
+        return re.search(r"\bpytest -q ", self.run) is not None
+
     def digest(self) -> str:
         """Name what decides on the result."""
         said = {key: value for key, value in asdict(self).items() if key not in UNDECIDING}
@@ -201,7 +205,7 @@ def first_of(found: Sequence[Any]) -> Any:
 
 def texts_of(claim: Claim, text: str) -> list[str]:
     """Find what the regular expression of a claim finds; without one the exit code is the figure."""
-    expression = claim.figure or PYTEST * claim.run.startswith("pytest ")
+    expression = claim.figure or PYTEST * claim.is_pytest()
     return re.findall(expression, text, re.MULTILINE) if expression else ["exit code 0"]
 
 

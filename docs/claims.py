@@ -95,7 +95,7 @@ class Claim:
     bound: str = ""
     unit: str = ""
     needs: tuple[str, ...] = ()
-    minutes: float = 10
+    minutes: float = 20
     covers: tuple[str, ...] = ()
     why: str = ""
 

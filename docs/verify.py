@@ -59,33 +59,38 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep what another state of the package gave")
     parser.add_argument("--draw", action="store_true", help="run nothing")
     options = parser.parse_args()
-    claims, results = read_claims(), json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows, environments = results.get("rows", {}), results.get("environments", {})
-
-    def write() -> None:
-        kept = {claim.id: rows[claim.id] for claim in claims if rows.get(claim.id, {}).get("is") == claim.digest()}
-        used = {row.get("environment") for row in kept.values()}
-        known = {name: about for name, about in environments.items() if name in used}
-        write_text(RESULTS, json.dumps({"environments": known, "rows": kept}, indent=1) + "\n")
-
-    for claim in claims:
-        if claim.file:
-            rows[claim.id] = taken_over(claim)
-    write()
+    claims = read_claims()
+    record(claims, {claim.id: taken_over(claim) for claim in claims if claim.file})
+    rows = read_results()["rows"]
     jobs = [] if options.draw else [claim for claim in claims if wanted(claim, rows, options)]
-    about = environment(environments) if jobs else {}
+    about, machines = here() if jobs else ({}, {})
     folders = {name: str(Path(given).resolve()) for name in ("data", "peers") if (given := getattr(options, name))}
     for number, (command, asked) in enumerate(by_command(jobs), start=1):
         print(f"{number}: {command}", flush=True)
-        for claim, row in zip(asked, checked(asked, folders), strict=True):
-            rows[claim.id] = {**row, **about, "is": claim.digest()}
-            print(f"   {claim.id}: {row['outcome']}, {row['figure']}, {row['seconds']} s", flush=True)
-        write()
-    results = json.loads(RESULTS.read_text())
+        found = {claim.id: row | about for claim, row in zip(asked, checked(asked, folders), strict=True)}
+        for name, row in found.items():
+            print(f"   {name}: {row['outcome']}, {row['figure']}, {row['seconds']} s", flush=True)
+        record(claims, found, machines)
+    results = read_results()
     write_text(PAGE, page(claims, results))
     if names := unexplained(claims, results["rows"]):
         print(f"red, and no `why` explains it: {', '.join(names)}", file=sys.stderr)
     sys.exit(bool(names) and not options.draw)
+
+
+def read_results() -> dict[str, Any]:
+    """Read rows by claim, and machines by letter."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machines": {}, "rows": {}}
+
+
+def record(claims: Sequence[Claim], rows: dict[str, Row], machines: dict[str, Row] | None = None) -> None:
+    """Add rows to the results, to which other runs may have added; what is claimed no more, or otherwise, goes."""
+    results = read_results()
+    rows, machines = results["rows"] | rows, results["machines"] | (machines or {})
+    kept = {claim.id: rows[claim.id] for claim in claims if rows.get(claim.id, {}).get("is") == claim.digest()}
+    used = {row.get("machine") for row in kept.values()}
+    found = {"machines": {name: about for name, about in machines.items() if name in used}, "rows": kept}
+    write_text(RESULTS, json.dumps(found, indent=1) + "\n")
 
 
 def wanted(claim: Claim, rows: dict[str, Row], options: argparse.Namespace) -> bool:
@@ -105,16 +110,16 @@ def state() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def environment(known: dict[str, Row]) -> Row:
-    """Tell where and on what the checks run; machine and versions stand in `known`, under a letter."""
+def here() -> tuple[Row, dict[str, Row]]:
+    """Tell date, commit, state and machine of what is checked now; the machine, with versions, below its letter."""
     named = {re.split(r"[^\w.-]", line)[0] for line in requires("inflate3d") or []} | {"inflate3d"}
-    here = {**describe_machine(Settings()), "versions": dict(filter(all, map(_versioned, sorted(named))))}
-    letter = next((name for name, about in known.items() if about == here), None)
-    if letter is None:
-        letter = next(chr(code) for code in range(ord("A"), sys.maxunicode) if chr(code) not in known)
-        known[letter] = here
+    machine = {**describe_machine(Settings()), "versions": dict(filter(all, map(_versioned, sorted(named))))}
+    known = read_results()["machines"]
+    free = next(chr(code) for code in range(ord("A"), sys.maxunicode) if chr(code) not in known)
+    letter = next((name for name, about in known.items() if about == machine), free)
     commit = _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("status", "--porcelain", "src"))
-    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "environment": letter, "state": state()}
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "commit": commit, "machine": letter, "state": state()}, {letter: machine}
 
 
 def _versioned(package: str) -> tuple[str, str]:
@@ -143,7 +148,8 @@ def checked(claims: Sequence[Claim], folders: dict[str, str]) -> list[Row]:
         env = {**os.environ, **places, "PATH": path}
         limit = max(claim.minutes for claim in claims)
         code, printed, errors, seconds = run(claims[0].run, env, 60 * limit)
-    return [{**judged(claim, code, printed, errors, seconds), "seconds": round(seconds, 1)} for claim in claims]
+    took = {"seconds": round(seconds, 1)}
+    return [judged(claim, code, printed, errors, seconds) | took | {"is": claim.digest()} for claim in claims]
 
 
 def run(command: str, env: dict[str, str], limit: float) -> tuple[int | None, str, str, float]:
@@ -171,7 +177,7 @@ def page(claims: Sequence[Claim], results: dict[str, Any]) -> str:
     for topic, below in itertools.groupby(claims, key=lambda claim: claim.topic):
         lines = [_line(claim, rows[claim.id]) for claim in below]
         parts.append(f"## {topic}\n\n" + "\n".join([*TITLES, *lines]))
-    parts += ["## Machines and versions", *(_about(*known) for known in sorted(results["environments"].items()))]
+    parts += ["## Machines and versions", *(_about(*known) for known in sorted(results["machines"].items()))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,7 +186,7 @@ def _line(claim: Claim, row: Row) -> str:
         name = Path(row["from"]).name.replace(".json", ".md")
         where = f"{row['date']}, [{name}]({name})" if "date" in row else ""
     else:
-        where = f"{row['date']}, `{row['commit']}`, {row['environment']}" if "date" in row else ""
+        where = f"{row['date']}, `{row['commit']}`, {row['machine']}" if "date" in row else ""
     why = {"red": claim.why, "not run": row["figure"] or _missing(claim)}.get(row["outcome"], "")
     figure = row["figure"] * (row["outcome"] != "not run")
     unit = f" {claim.unit}" * bool(claim.unit and figure)

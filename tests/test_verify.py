@@ -85,7 +85,7 @@ def test_a_command_that_fails_is_red_whatever_its_figure(claims):
         "figure": "1 failed, 4 passed",
     }
     assert claims.judged(asked, 2, "", "no such test\n\n", 1.0) == {"outcome": "red", "figure": "no such test"}
-    assert claims.judged(asked, None, PASSED, "", 1.0) == {"outcome": "red", "figure": "stopped after 10 minutes"}
+    assert claims.judged(asked, None, PASSED, "", 1.0) == {"outcome": "red", "figure": "stopped after 20 minutes"}
 
 
 def test_the_number_is_judged_and_not_what_is_left_of_it_when_it_is_shown(claims):
@@ -131,6 +131,13 @@ def test_claims_with_one_command_share_its_run(verify, capsys, tmp_path):
     )
     assert [row["outcome"] for row in check(verify, capsys, text)[1].values()] == ["green", "green"]
     assert (tmp_path / "runs").read_text() == "1\n"
+
+
+def test_runs_beside_each_other_keep_the_rows_of_both(verify, capsys, tmp_path):
+    text = listed("one", "cp saved.json verified.json") + listed("other", "true")
+    check(verify, capsys, text, "--only", "other")
+    verify.RESULTS.rename(tmp_path / "saved.json")
+    assert [*check(verify, capsys, text, "--only", "one")[1]] == ["one", "other"]
 
 
 def test_what_takes_too_long_is_ended_with_all_it_started(verify, capsys, tmp_path):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_name("quick-start.md")
 BLOCK = re.compile(
-    r"^(?P<not_run><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.+?)^```", re.M | re.S
+    r"^(?P<not_run><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<code>.+?)^```",
+    re.MULTILINE | re.DOTALL,
 )
 THEIRS = {
     "videos": "videos/singles",

@@ -129,7 +129,7 @@ def judged(claim: Claim, code: int | None, printed: str, errors: str, seconds: f
         elif claim.path:
             figure = figure_of(claim, values_of(claim, json.loads(printed)))
         else:
-            figure = figure_of(claim, texts_of(claim, f"{printed}\n{errors}"))
+            figure = figure_of(claim, texts_of(claim, f"{printed}\n{errors}", code))
         outcome = "green" if code == 0 and holds(claim.bound, figure) else "red"
     except (NoFigureError, ValueError) as nothing:
         if code == 0 and SKIPPED.search(printed):
@@ -203,10 +203,10 @@ def first_of(found: Sequence[Any]) -> Any:
     return found[0]
 
 
-def texts_of(claim: Claim, text: str) -> list[str]:
-    """Find what the regular expression of a claim finds; without one the exit code is the figure."""
+def texts_of(claim: Claim, text: str, code: int = 0) -> list[str]:
+    """Find what the regular expression of a claim finds; without one the exit code is the figure, if it is 0."""
     expression = claim.figure or PYTEST * claim.is_pytest()
-    return re.findall(expression, text, re.MULTILINE) if expression else ["exit code 0"]
+    return re.findall(expression, text, re.MULTILINE) if expression else ["exit code 0"] * (code == 0)
 
 
 def values_of(claim: Claim, document: Any) -> list[Any]:

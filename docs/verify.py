@@ -11,6 +11,7 @@ explanation in the list makes the exit code 1.
 
 import argparse
 import hashlib
+import html
 import itertools
 import json
 import os
@@ -33,7 +34,6 @@ from machine import Settings, describe_machine  # of benchmarks, which claims.py
 from inflate3d.atomic import write_text
 
 RESULTS, PAGE = ROOT / "docs" / "verified.json", ROOT / "docs" / "verified.md"
-
 OUTCOMES = {"green": "green", "red": "**red**", "not run": "not run"}
 HEAD = """# Verified
 
@@ -142,7 +142,7 @@ def by_command(claims: Sequence[Claim]) -> Iterator[tuple[str, list[Claim]]]:
 
 def checked(claims: Sequence[Claim], folders: dict[str, str]) -> list[Row]:
     """Run the command of some claims, and judge each."""
-    with tempfile.TemporaryDirectory() as empty:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
         places = {name.upper(): folder for name, folder in {**folders, "empty": empty}.items()}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         env = {**os.environ, **places, "PATH": path}
@@ -188,7 +188,7 @@ def _line(claim: Claim, row: Row) -> str:
     else:
         where = f"{row['date']}, `{row['commit']}`, {row['machine']}" if "date" in row else ""
     why = {"red": claim.why, "not run": row["figure"] or _missing(claim)}.get(row["outcome"], "")
-    figure = row["figure"] * (row["outcome"] != "not run")
+    figure = _cell(row["figure"]) * (row["outcome"] != "not run")
     unit = f" {claim.unit}" * bool(claim.unit and figure)
     cells = [
         claim.claim,
@@ -197,9 +197,13 @@ def _line(claim: Claim, row: Row) -> str:
         row.get("bound", claim.bound),
         OUTCOMES[row["outcome"]],
         where,
-        why,
+        _cell(why),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "&#124;")
 
 
 def _missing(claim: Claim) -> str:

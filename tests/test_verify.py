@@ -106,6 +106,11 @@ def test_a_red_row_wants_an_explanation(verify, capsys):
     assert "| it is small |" in verify.PAGE.read_text()
 
 
+def test_what_a_command_says_ends_no_cell_and_is_no_markup(verify, capsys):
+    check(verify, capsys, listed("bad", "echo 'in <module> | no'; exit 3", why="so it is"))
+    assert "| in &lt;module&gt; &#124; no |" in verify.PAGE.read_text()
+
+
 def test_it_goes_on_where_it_was_and_checks_again_what_changed(verify, capsys, tmp_path, monkeypatch):
     text = listed("one", "echo 1 >> one") + listed("other", "echo 1 >> other")
 
@@ -195,7 +200,7 @@ def test_the_list_is_sound(claims, published):
     assert max(counts.values()) == 1
     for asked in published[0]:
         assert set(asked.needs) <= set(claims.NEEDS), asked.id
-        assert "|" not in asked.run, f"{asked.id}: it would end the cell of the table"
+        assert "|" not in asked.claim + asked.run, f"{asked.id}: it would end the cell of the table"
         assert all((ROOT / file).exists() for file in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/]+\.py", asked.run))
         assert not asked.bound or claims.holds(asked.bound, claims.Figure.of(1)) in {True, False}
         assert asked.file or asked.is_pytest() or asked.figure or not asked.bound, asked.id

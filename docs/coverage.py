@@ -302,9 +302,11 @@ answers the picture: relative error at most 1e-5, or five times what the 2D mode
 - **Refused**: the model cannot be inflated, and the error says why.
 - **Different**: an answer differs. **Broken**: an error that is none of ours.
 
-Weights are random, and no parameter is left a constant. Sizes are the smallest of each file of timm and the default of
-each type of transformers. Pictures are {small} pixels where the model takes them and there are no strides in time, with
-the preset isotropic squares of 64, 96 or 128, else of the model's own size. Made by `make coverage`.
+Weights are random, and no parameter is left a constant. Of timm there are the smallest model of each file, whatever
+others it takes to have every class of block and every setting of a convolution or pool, and more small ones; of
+transformers there is the default of each type. Pictures are {small} pixels where the model takes them and there are no
+strides in time, with the preset isotropic squares of 64, 96 or 128, else of the model's own size. Made by
+`make coverage`.
 
 {summary}
 

@@ -82,8 +82,7 @@ def overlap(settings: Settings) -> Answer:
 def memory(settings: Settings) -> Answer:
     import memory
 
-    runs = [{"minutes": minutes, "precision": "bf16"} for minutes in ((0.2, 0.4) if settings.quick else (1, 3))]
-    return {"runs": [one | memory.measure(one["minutes"], one["precision"]) for one in runs]}
+    return {"runs": [memory.measure(minutes, "bf16") for minutes in ((0.2, 0.4) if settings.quick else (1, 3))]}
 
 
 def stream(settings: Settings) -> Answer:

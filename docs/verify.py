@@ -183,8 +183,9 @@ def page(claims: Sequence[Claim], results: dict[str, Any]) -> str:
 
 def _line(claim: Claim, row: Row) -> str:
     if "from" in row:
-        name = Path(row["from"]).name.replace(".json", ".md")
-        where = f"{row['date']}, [{name}]({name})" if "date" in row else ""
+        name = Path(row["from"]).with_suffix(".md").name
+        page = f"[{name}]({name})" if (PAGE.parent / name).exists() else f"`{row['from']}`"
+        where = f"{row['date']}, {page}" if "date" in row else ""
     else:
         where = f"{row['date']}, `{row['commit']}`, {row['machine']}" if "date" in row else ""
     why = {"red": claim.why, "not run": row["figure"] or _missing(claim)}.get(row["outcome"], "")

@@ -167,6 +167,7 @@ def test_what_needs_more_is_left_out_until_it_is_there(verify, capsys, tmp_path)
 def test_figures_of_other_pages_come_with_their_date_and_are_not_run(verify, claims, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "ROOT", tmp_path)
     (tmp_path / "old.json").write_text('{"date": "2026-01-02", "found": {"ratio": 0.25}}')
+    (tmp_path / "old.md").touch()
     text = listed("old", "exit 1", file="old.json", path=["found", "ratio"], date=["date"], bound="<= 0.5")
     text += listed("none", "exit 1", file="none.json", path=["found"])
     code, rows, _ = check(verify, capsys, text)

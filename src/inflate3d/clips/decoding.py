@@ -260,7 +260,8 @@ class _Pass:
     def stamped(self, frame: VideoFrame) -> Decoded:
         self.num_frames += 1
         base = frame.time_base
-        time = None if frame.pts is None or base is None else frame.pts * base
+        # an unknown base is None, and 0 from PyAV 19 on
+        time = frame.pts * base if frame.pts is not None and base else None
         duration = frame.duration * base if frame.duration and base else None
         if time is not None:
             if self.first is None or self.latest is None:

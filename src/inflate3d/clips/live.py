@@ -215,7 +215,7 @@ class LiveFrames:
             if self._stopped.is_set():
                 return
             self._arrived = time.monotonic()
-            stamp = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+            stamp = frame.pts * frame.time_base if frame.pts is not None and frame.time_base else None
             self._take(frame, self._time_of(stamp, 1 / rate))
 
     def _time_of(self, stamp: Fraction | None, interval: Fraction) -> Fraction:

@@ -1,12 +1,14 @@
 # Every task of the project. `make setup` is quick when nothing changed.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 WORKERS ?= 2
 EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench verify ci messages cards mutations fuzz wheel
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench verify ci messages
+.PHONY: cards mutations fuzz wheel lowest
 
 setup: $(READY)
 
@@ -24,6 +26,13 @@ test: setup
 # Those that take seconds each: tests/slow.txt, which `make slow-list` writes anew from a run of all.
 slow: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# On the oldest versions that pyproject.toml allows, in an environment of their own (7 GB). Gradio, which the page needs,
+# wants newer ones of other packages.
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable ".[test]"
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" --ignore-glob "*/test_app*.py"
 
 slow-list: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --record-slow
@@ -85,9 +94,9 @@ messages: setup
 cards: setup
 	$(BIN)/python docs/cards.py
 
-# The wheel is imported in an environment that sees the first one's packages but not the checkout.
+# Wheel and sdist, each used in an environment that sees the first one's packages but not the checkout.
 wheel: setup
-	rm -rf dist && $(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
+	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/check_wheel.py dist
 
 ci: check test slow site wheel

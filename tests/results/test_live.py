@@ -164,6 +164,26 @@ def test_playlists_do_not_lead_to_files_of_this_machine(tmp_path):
         server.shutdown()
 
 
+@pytest.mark.parametrize("source", ["file", "pipe"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n"),
+        ("a.ffconcat", "ffconcat version 1.0\nfile secret.ts\n"),
+    ],
+    ids=["hls", "concat"],
+)
+def test_lists_of_files_are_no_live_source(tmp_path, monkeypatch, name, lines, source):
+    """FFmpeg itself takes them, and shows what they name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.ts").write_bytes(stream_bytes(20))
+    (tmp_path / name).write_text(lines)
+    with av.open(name) as container:
+        assert next(container.decode(video=0)).width == 48
+    with (tmp_path / name).open("rb") as pipe, pytest.raises(InflateError, match="live source"):
+        next(iter(LiveFrames(name if source == "file" else pipe, patience_seconds=0)))
+
+
 @pytest.mark.parametrize("data", [b"", b"no video at all" * 100, stream_bytes(1)[:300]])
 def test_what_is_no_video_is_refused(data):
     with pytest.raises(InflateError, match="live source"):

@@ -121,7 +121,7 @@ def _measure(path: Path) -> tuple[tuple[int, int], int, float]:
         with suppress(av.FFmpegError):  # damage: reading it tells what is lost
             for packet in container.demux(stream):
                 num_frames += bool(packet.size)
-                if packet.pts is not None and packet.time_base is not None:
+                if packet.pts is not None and packet.time_base:
                     times.append(float(packet.pts * packet.time_base))
     lasted = max(times) - min(times) + interval if times else num_frames * interval
     return size, num_frames, lasted

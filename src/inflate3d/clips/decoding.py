@@ -225,7 +225,7 @@ class _Pass:
             frames = packet.decode()
         except av.EOFError:
             return  # a second demuxer ends with a second flush
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:  # PyAV 19: the latter, once the decoder could not be opened
             if not packet.is_corrupt:
                 self.damaged()
             self.refused(error)
@@ -239,13 +239,14 @@ class _Pass:
                     self.damaged()
                 yield frame
 
-    def refused(self, error: av.FFmpegError) -> None:
+    def refused(self, error: av.FFmpegError | ValueError) -> None:
         """Tell damage, of which the next packet knows nothing, from frames that the decoder takes no memory for."""
         width, height = (self.decoder.width, self.decoder.height) if self.decoder else (1, 1)
-        asked = width * height > self.most_pixels or error.errno in NO_MEMORY
-        forgot = not width and (error.errno == errno.EINVAL or self.num_refused > 0)  # some forget the size then
+        number = error.errno if isinstance(error, av.FFmpegError) else None
+        asked = width * height > self.most_pixels or number in NO_MEMORY
+        forgot = not width and (number == errno.EINVAL or self.num_refused > 0)  # some forget the size then
         self.num_refused = self.num_refused + 1 if asked or forgot else 0
-        if self.num_refused > 1 or error.errno in NO_MEMORY:
+        if self.num_refused > 1 or number in NO_MEMORY:
             raise self.too_large("a stream that asks for more") from error
 
     def too_large(self, got: str) -> InflateError:
@@ -260,7 +261,8 @@ class _Pass:
     def stamped(self, frame: VideoFrame) -> Decoded:
         self.num_frames += 1
         base = frame.time_base
-        time = None if frame.pts is None or base is None else frame.pts * base
+        # an unknown base is None, and 0 from PyAV 19 on
+        time = frame.pts * base if frame.pts is not None and base else None
         duration = frame.duration * base if frame.duration and base else None
         if time is not None:
             if self.first is None or self.latest is None:

@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from inflate3d.clips.decoding import LIMITS
+from inflate3d.clips.decoding import LIMITS, opening_options
 from inflate3d.clips.sampling import exact_fps
 from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Drawer, Rate
@@ -185,18 +185,18 @@ class LiveFrames:
 
     def _opened(self) -> InputContainer:
         if self.source == STDIN:
-            return av.open(sys.stdin.buffer, mode="r")
+            return av.open(sys.stdin.buffer, mode="r", options=opening_options())
         if not isinstance(self.source, str):
-            return av.open(self.source, mode="r")
+            return av.open(self.source, mode="r", options=opening_options())
         timeouts = (OPEN_SECONDS, READ_SECONDS)
         if "://" in self.source:
-            return av.open(self.source, mode="r", timeout=timeouts, options={"protocol_whitelist": PROTOCOLS})
+            return av.open(self.source, mode="r", timeout=timeouts, options={"protocol_whitelist": PROTOCOLS, **LIMITS})
         kind, device = CAMERAS.get(sys.platform, ("", ""))
         if self.source.isdigit() and kind:
             return av.open(device.format(self.source), mode="r", format=kind, timeout=timeouts)
         if kind == "v4l2" and self.source.startswith("/dev/video"):
             return av.open(self.source, mode="r", format=kind, timeout=timeouts)
-        return av.open(self.source, mode="r", timeout=timeouts)
+        return av.open(self.source, mode="r", timeout=timeouts, options=opening_options())
 
     def _read(self, container: InputContainer) -> None:
         stream = next(iter(container.streams.video), None)
@@ -215,7 +215,7 @@ class LiveFrames:
             if self._stopped.is_set():
                 return
             self._arrived = time.monotonic()
-            stamp = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+            stamp = frame.pts * frame.time_base if frame.pts is not None and frame.time_base else None
             self._take(frame, self._time_of(stamp, 1 / rate))
 
     def _time_of(self, stamp: Fraction | None, interval: Fraction) -> Fraction:

@@ -237,7 +237,8 @@ def _traced(flat: nn.Module, clips: _Clips) -> torch.export.ExportedProgram:
             program.range_constraints[symbol] = ValueRanges(least, program.range_constraints[symbol].upper)
     if hasattr(program, "_guards_code"):
         program._guards_code = []
-    program.example_inputs = None  # a clip of noise, larger than many a network
+    # a clip of noise, larger than many a network; the property without the underscore takes no None in torch 2.6
+    program._example_inputs = None
     return program
 
 

@@ -248,7 +248,7 @@ Opened = tuple[str, str, Callable[[], Answer], str]  # card, hash, what makes it
 
 def _open_torch(path: Path) -> Opened:
     with zipfile.ZipFile(path) as archive:
-        (name,) = [one for one in archive.namelist() if one.endswith(f"extra/{KEY}")]
+        (name,) = [one for one in archive.namelist() if one.endswith((f"extra/{KEY}", f"extra_files/{KEY}"))]
         with archive.open(name) as handle:
             text = handle.read(MAX_LETTERS + 1).decode()
 

@@ -78,7 +78,7 @@ def predict(
     model: Annotated[
         str,
         typer.Option(
-            help="Name or file of the network: .safetensors, best.ckpt of a training run, what `inflate3d export` wrote."
+            help="Name or file of the network: .safetensors, a training run's best.ckpt, what `inflate3d export` wrote."
         ),
     ] = "i3d-kinetics400",
     backend: Annotated[

@@ -168,7 +168,7 @@ def test_pixels_may_come_as_uint8_and_give_the_very_same(precision):
     model.clip_spec = replace(model.clip_spec, value_range=(0.0, 1.0))
     other = optimize(model, precision)
     assert not other.takes_uint8
-    with pytest.raises(InflateError, match="whole numbers|range"):
+    with pytest.raises(InflateError, match="whole numbers"):
         other(pixels)
 
 

@@ -20,9 +20,7 @@ class Geometry(NamedTuple):
     groups: int = 1
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geometry, rectified: bool = False
-) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geometry, rectified: bool = False) -> Tensor:
     """Convolve `[b, c, t, h, w]` as `F.conv3d` does, by the fastest way there is; `rectified` sets values below 0 to 0.
 
     For one small clip in float32, `F.conv3d` copies the input once for each place of the kernel instead of asking

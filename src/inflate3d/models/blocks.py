@@ -126,7 +126,9 @@ def _value_fault(clip: Tensor, training: bool) -> tuple[str, str] | None:
     # a compiled graph must not depend on values, and a meta tensor has none
     has_values = clip.numel() and not clip.is_meta and not torch.compiler.is_compiling()
     if has_values and not training:
-        low, high = clip.detach().aminmax()
+        # of channels-last memory, in its own order: aminmax copies what does not lie in a row
+        values = clip.detach() if clip.is_contiguous() else clip.detach().movedim(1, -1)
+        low, high = values.aminmax()
         if not (low >= -1.5 and high <= 1.5):  # false for NaN as well
             problem = "pixels leave the range -1..1, which gives confident wrong answers"
             return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1; look for NaN"

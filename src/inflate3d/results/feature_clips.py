@@ -213,9 +213,7 @@ class FeatureReader:
         quantizer = "none" if codes.is_floating_point() else self.options.quantizer
         return quantize(torch.zeros_like(codes, dtype=torch.float32), quantizer)
 
-    def views(
-        self, piece: Piece[SmallFrame | MovingFrame], stream: StreamName, *, takes_uint8: bool = False
-    ) -> Tensor:
+    def views(self, piece: Piece[SmallFrame | MovingFrame], stream: StreamName, *, takes_uint8: bool = False) -> Tensor:
         """Make network input `[views, c, t, h, w]` of a piece; pictures as they are where the network takes them so.
 
         Raises:

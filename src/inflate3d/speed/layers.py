@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from inflate3d.clips.transforms import to_range
 from inflate3d.inflation.convolution import Geometry, can_rectify, convolve
 from inflate3d.models.blocks import Pads, SameConv3d, SameMaxPool3d, pads_of, same_padding
-from inflate3d.models.inception import MixedBlock
+from inflate3d.models.inception import MixedBlock, Unit3d
+from inflate3d.speed.memory import give_back_memory
 from inflate3d.threads import take_share
 
 FRAMES_AT_A_TIME = 4  # which stay in the processor's cache
 FRAMES_IN_A_SLICE = 8  # for each, oneDNN lays the kernel out anew
 LARGE_BYTES = 8 * 2**20
+HUGE_BYTES = 32 * 2**20  # what lies free between living tensors has no room for it, and is given back first
 
 
 class SeparableMaxPool3d(nn.Module):
@@ -164,6 +166,23 @@ class PairedConv3d(nn.Module):
         return convolve(x, self.weight, self.bias, geometry=geometry, rectified=self.rectified)
 
 
+def rectify_units(model: nn.Module) -> list[str]:
+    """Let convolutions do the work of the ReLU behind them, in place, and say how many.
+
+    oneDNN's makes 0 of NaN, so that weights which hold any keep torch's.
+    """
+    units = [
+        unit
+        for unit in model.modules()
+        if isinstance(unit, Unit3d)
+        and type(unit.batch_norm) is nn.Identity
+        and all(bool(value.isfinite().all()) for value in unit.parameters())
+    ]
+    for unit in units:
+        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[assignment]
+    return [f"{len(units)} convolutions that rectify"] if units else []
+
+
 def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Run layers over a few frames at a time, so that what lies between them is never there as a whole.
 
@@ -221,6 +240,8 @@ class JoinedBranches(nn.ModuleDict):
             take_share()
             part = branch(x)
             if start == 0:
+                if part.nbytes // width * sum(widths) >= HUGE_BYTES:
+                    give_back_memory()
                 found = _empty(part, 1, sum(widths))
             found[:, start : start + width] = part
             start += width

@@ -19,7 +19,7 @@ from inflate3d.clips.clip import ClipSpec
 from inflate3d.errors import InflateError, InflateWarning
 from inflate3d.inflation.plan import Plan
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
-from inflate3d.models.inception import InceptionI3d, MixedBlock, Unit3d
+from inflate3d.models.inception import InceptionI3d, MixedBlock
 from inflate3d.speed.batch_norm import fold_batch_norms
 from inflate3d.speed.int8 import quantize_int8
 from inflate3d.speed.layers import (
@@ -29,6 +29,7 @@ from inflate3d.speed.layers import (
     PairedConv3d,
     Pointwise,
     SeparableMaxPool3d,
+    rectify_units,
     run_in_slices,
 )
 from inflate3d.speed.memory import copy_sharing, device_of, give_back_memory, keep_memory, own_values, values_of
@@ -251,7 +252,7 @@ def _with_faster_layers(model: nn.Module, example: Tensor | None) -> tuple[nn.Mo
     if isinstance(fast, InceptionI3d) and device_of(fast).type == "cpu":
         fast.run_joined = run_in_slices
         fast.clip_rule = replace(fast.clip_rule, takes_uint8=fast.clip_spec.value_range == (-1, 1))
-        steps += _rectified(fast)
+        steps += rectify_units(fast)
         _replaced(fast, MixedBlock, JoinedBranches, "blocks whose branches are written side by side")
     return fast, [*steps, "channels-last"]
 
@@ -332,23 +333,6 @@ def _paired(layer: SameConv3d) -> nn.Module | None:
 def _pointwise(layer: SameConv3d) -> nn.Module | None:
     plain = layer.kernel_size == layer.stride == (1, 1, 1)
     return Pointwise(layer) if plain else None
-
-
-def _rectified(model: nn.Module) -> list[str]:
-    """Let convolutions do the work of the ReLU behind them, in place, and say how many.
-
-    oneDNN's makes 0 of NaN, so that weights which hold any keep torch's.
-    """
-    units = [
-        unit
-        for unit in model.modules()
-        if isinstance(unit, Unit3d)
-        and type(unit.batch_norm) is nn.Identity
-        and all(bool(value.isfinite().all()) for value in unit.parameters())
-    ]
-    for unit in units:
-        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[assignment]
-    return [f"{len(units)} convolutions that rectify"] if units else []
 
 
 def _replaced(model: nn.Module, kind: type[Any], make: Callable[[Any], nn.Module | None], words: str) -> list[str]:

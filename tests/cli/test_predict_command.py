@@ -158,7 +158,7 @@ def test_json_on_standard_output_is_nothing_but_json(kinetics_weights):
         (["video.mp4", "--fps", "often"], "the frame rate is no number"),
         (["video.mp4", "--crops", "six"], "crops: center, three, five, ten got: crops='six' fix: take the default:"),
         (["video.mp4", "--fps", "0"], "got: fps=0.0"),
-        (["video.mp4", "--top", "0"], "greater than or equal to 1"),
+        (["video.mp4", "--top", "0"], "Invalid value for '--top'"),
         (["video.mp4", "--csv", "-"], "the results have no place of their own"),
         (["video.mp4", "--report", "-"], "the results have no place of their own"),
         (["video.mp4", "--json", "a", "--csv", "./a"], "--json a, --csv a"),

@@ -173,7 +173,7 @@ def rectify_units(model: nn.Module) -> list[str]:
     """
     units = [unit for unit in model.modules() if isinstance(unit, Unit3d) and type(unit.batch_norm) is nn.Identity]
     for unit in units:
-        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[assignment]
+        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[union-attr]
     return [f"{len(units)} convolutions that rectify"] if units else []
 
 

@@ -1,4 +1,4 @@
-"""Install wheel and sdist, each into an environment that sees this one's packages, and use them from an empty folder."""
+"""Install wheel and sdist, each into an environment that sees this one's packages, and use them from elsewhere."""
 
 import os
 import subprocess

@@ -7,7 +7,8 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench ci messages mutations fuzz wheel lowest
+.PHONY: setup demo test slow slow-list check fix docs site figures screenshots coverage models bench verify ci messages
+.PHONY: cards mutations fuzz wheel lowest
 
 setup: $(READY)
 
@@ -57,6 +58,7 @@ figures: setup
 	$(BIN)/python docs/experiments.py draw
 	$(BIN)/python benchmarks/report.py --draw
 	$(BIN)/python docs/first_table.py
+	$(BIN)/python docs/verify.py --draw
 
 # Of the page, in Chromium, with the real weights and the demo clip.
 screenshots: setup
@@ -64,13 +66,20 @@ screenshots: setup
 
 coverage: setup
 	$(BIN)/python docs/coverage.py
+	$(BIN)/python docs/verify.py --draw
 
 models: setup
 	$(BIN)/python docs/models.py
+	$(BIN)/python docs/verify.py --draw
 
 # Half an hour; benchmarks/README.md says what goes into the folders PEERS and DATA.
 bench: setup
 	$(BIN)/python benchmarks/report.py --peers "$(PEERS)" --data "$(DATA)" $(ARGUMENTS)
+	$(BIN)/python docs/verify.py --draw
+
+# All that is claimed, by the commands of docs/claims.toml; docs/verified.md says what they may be given.
+verify: setup
+	$(BIN)/python docs/verify.py --data "$(DATA)" --peers "$(PEERS)" $(ARGUMENTS)
 
 mutations: setup
 	$(BIN)/python tests/mutations.py
@@ -81,6 +90,9 @@ fuzz: setup
 
 messages: setup
 	$(BIN)/python docs/messages.py
+
+cards: setup
+	$(BIN)/python docs/cards.py
 
 # Wheel and sdist, each used in an environment that sees the first one's packages but not the checkout.
 wheel: setup

@@ -39,8 +39,6 @@ def ours(precision: str) -> Extract:
     import torch
 
     from inflate3d import load
-    from inflate3d.clips.transforms import frames_to_input
-    from inflate3d.models.inception import I3D_CLIP
     from inflate3d.speed.memory import give_back_memory
     from inflate3d.speed.optimize import optimize
 
@@ -49,28 +47,32 @@ def ours(precision: str) -> Extract:
     def extract(path: str) -> list[list[float]]:
         features = []
         with torch.inference_mode():
-            for pictures in pictures_of(path):
-                clip = frames_to_input(pictures, I3D_CLIP)
+            for clip in clips_of(path):
                 features.append(fast.endpoints(clip, ENDPOINT)[ENDPOINT].mean((2, 3, 4))[0].tolist())
-                del clip, pictures  # not kept beside the next ones
+                del clip  # not kept beside the next one
                 give_back_memory()
         return features
 
     return extract
 
 
-def pictures_of(path: str) -> Iterator[list[Any]]:
-    """Cut a video into the pictures of 64 frames, with a frame behind them."""
-    from inflate3d.clips.sampling import windows
-    from inflate3d.clips.transforms import resize_picture
+def clips_of(path: str) -> Iterator[Any]:
+    """Cut a video into clips of 64 frames, with a frame behind them."""
+    import torch
+
+    from inflate3d.clips.transforms import frames_to_input, resize_picture
     from inflate3d.clips.video import open_frames
     from inflate3d.models.inception import I3D_CLIP
     from inflate3d.speed.ahead import ahead
 
     pictures = (resize_picture(frame.picture, I3D_CLIP.short_side) for frame in open_frames(path, fps="native"))
-    for window in windows(ahead(pictures, AHEAD_FRAMES), WINDOW + 1, WINDOW):
-        if window.num_new >= WINDOW + (window.start == 0):  # neither looped nor reaching back
-            yield window.frames[:WINDOW]
+    window = []
+    for picture in ahead(pictures, AHEAD_FRAMES):
+        if len(window) == WINDOW:
+            clip = [frames_to_input(window, I3D_CLIP, dtype=torch.uint8)]
+            window.clear()
+            yield clip.pop()  # nobody else holds it
+        window.append(picture)
 
 
 def theirs(clone: str, weights: str) -> Extract:

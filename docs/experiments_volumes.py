@@ -4,8 +4,9 @@
     python docs/experiments_volumes.py hippocampus FOLDER   # images/ and labels/ in it, or imagesTr/ and labelsTr/
     python docs/experiments_volumes.py write                # tables of experiments.md, experiments_volumes.json
 
-Each command goes on where it was stopped: a cell that is done is a file in the folder --work. `--only PATTERN` takes
-the cells whose names fit, `--smoke` one of them on a few scans.
+Each command goes on where it was stopped: a cell that is done is a file in the folder --work, and once written, it
+stands in experiments_volumes.json; take it out of there to run it again. `--only PATTERN` takes the cells whose names
+fit, `--smoke` one of them on a few scans.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from inflate3d.train.volume_data import VolumeSplits, load_mask, load_scan, read
 from inflate3d.train.volumes import fit_volumes
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS / "experiments_volumes.json"
 BODY = "tf_efficientnet_lite0"
 SIDES = (28, 64)
 FOLDS = (0, 1)
@@ -187,9 +189,10 @@ def tested(model: torch.nn.Module, data: VolumeSplits) -> dict[str, Any]:
 
 def run(name: str, place: Place) -> None:
     """Run the cells of an experiment that are not done yet."""
+    written = () if place.smoke else written_cells()
     for cell in EXPERIMENTS[name](imagenet_weights(place.work)):
         path = place.work / "cells" / f"{cell.name}.json"
-        if path.is_file() or not re.search(place.only, cell.name):
+        if path.is_file() or cell.name in written or not re.search(place.only, cell.name):
             continue
         found = run_cell(cell, place)
         write_text(path, json.dumps(found) + "\n")
@@ -207,12 +210,17 @@ def score_of(cells: Sequence[Mapping[str, Any]]) -> Interval:
     return auc(Answers(samples, torch.tensor(tests[0]["logits"], dtype=torch.float64), ("well", "ill")))
 
 
+def written_cells() -> dict[str, dict[str, Any]]:
+    """Read the cells of earlier runs, on whatever machine."""
+    return json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
+
+
 def write_page(folder: Path) -> None:
     """Write the tables of docs/experiments.md, and docs/experiments_volumes.json, from what is done so far."""
-    cells = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    cells = {name: cell for name, cell in cells.items() if not cell["smoke"]}
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    cells = written_cells() | {name: cell for name, cell in found.items() if not cell["smoke"]}
     tables = {"adrenal": adrenal_table(cells), "hippocampus": hippocampus_table(cells)}
-    write_text(DOCS / "experiments_volumes.json", json.dumps({"cells": cells}, indent=1) + "\n")
+    write_text(RESULTS, json.dumps({"cells": cells}) + "\n")
     page = DOCS / "experiments.md"
     words = page.read_text()
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""Install wheel and sdist, each into an environment that sees this one's packages, and use them from elsewhere."""
+"""Install wheel and sdist, each where this environment's packages are seen, and use them from an empty folder."""
 
 import os
 import subprocess

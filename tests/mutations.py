@@ -51,8 +51,8 @@ MUTATIONS = {
     ),
     "SAME puts the larger half in front": Mutation(
         "models/blocks.py",
-        "total = max((-(-size // stride) - 1) * stride + kernel - size, 0)\n    return total // 2, total - total // 2",
-        "total = max((-(-size // stride) - 1) * stride + kernel - size, 0)\n    return total - total // 2, total // 2",
+        "total = max(total, 0)\n    return total // 2, total - total // 2",
+        "total = max(total, 0)\n    return total - total // 2, total // 2",
         "models/test_inception.py",
     ),
     "an even kernel looks one frame further back": Mutation(

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,13 +12,16 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import yaml
 
 import inflate3d
 from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import open_frames
 from videos import write_video
-from warm import write_command
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -37,26 +41,35 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def folder_of_the_reader(tmp_path_factory, kinetics_weights):
-    """A folder as the docs suppose it: a video, a folder of videos, and `make` run in the checkout."""
+    """A folder as the docs suppose it: a video, folders of videos, scans, and `make` run in the checkout."""
     from inflate3d.weights.fetch import fetch_demo_clip
 
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "videos").mkdir()
     frames = islice(open_frames(fetch_demo_clip(), fps=25), NUM_FRAMES)
     pictures = [resize_picture(frame.picture, 256).numpy()[:, :448] for frame in frames]  # H.264 wants even sides
     write_video(folder / "video.mp4", pictures, fps=25)
-    shutil.copy(folder / "video.mp4", folder / "videos" / "one.mp4")
+    for name in ("videos", "real", "generated"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "video.mp4", folder / name / "one.mp4")
+    write_scans(folder / "scans")
     (folder / "bin").mkdir()
     make = folder / "bin" / "make"
     make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --no-print-directory -C "{ROOT}" "$@"\n')
     make.chmod(0o755)
-    place = folder / "warm.socket"
-    server = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", place], stdout=subprocess.PIPE, text=True)
-    assert server.stdout.readline() == "ready\n"
-    write_command(folder / "bin" / "inflate3d", place)
-    yield folder
-    server.kill()
-    server.wait()
+    with warm(folder / "bin" / "inflate3d"):
+        yield folder
+
+
+def write_scans(folder):
+    """Write eight scans of a bright box in noise, with masks."""
+    for what in ("images", "labels"):
+        (folder / what).mkdir(parents=True)
+    for number in range(8):
+        mask = np.zeros((24, 24, 16), np.uint8)
+        mask[number : number + 12, 6:18, 4:12] = 1
+        scan = np.random.default_rng(number).normal(100 * mask, 20).astype(np.int16)
+        for what, voxels in (("images", scan), ("labels", mask)):
+            nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / what / f"box_{number}.nii.gz")
 
 
 @pytest.mark.weights
@@ -95,6 +108,30 @@ def test_make_targets_are_there(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_has_all_pages():
+    told = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert "search" in told["plugins"]
+    assert sorted(page for entry in told["nav"] for page in entry.values()) == [
+        page.name for page in PAGES if page.parent.name == "docs"
+    ]
+
+
+def test_the_site_is_searched(tmp_path):
+    """It is built as `make site` builds it, where a page without a place or a link that leads nowhere is an error."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
+    pages = {entry["location"].partition("#")[0].strip("/") for entry in found}
+    assert pages == {page.stem if page.stem != "index" else "" for page in PAGES if page.parent.name == "docs"}
+    assert any("Fréchet Video Distance" in entry["title"] for entry in found)
+
+
+def test_the_cards_are_those_of_the_catalogue():
+    made = script("cards")
+    assert made.PLACE.findall(made.PAGE.read_text()) == [made.cards()], "make cards"
 
 
 @pytest.mark.parametrize("name", MODULES)

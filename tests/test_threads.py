@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from inflate3d.threads import fewer_threads
+from inflate3d.threads import fewer_threads, take_share
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,25 @@ def test_many_at_once():
         worker.join()
     assert numbers == [1] * 120
     assert (torch.get_num_threads(), number_in_a_new_thread()) == (4, 4)
+
+
+def test_a_share_is_taken_again_when_asked_for_and_never_more_than_there_were():
+    granted = 1
+    with fewer_threads(lambda: granted):
+        assert torch.get_num_threads() == 1
+        granted = 3
+        assert torch.get_num_threads() == 1
+        take_share()
+        assert torch.get_num_threads() == 3
+        granted = 9
+        take_share()
+        assert torch.get_num_threads() == 4
+        with fewer_threads(2):
+            take_share()
+            assert torch.get_num_threads() == 2
+        granted = 1
+        take_share()
+        assert (torch.get_num_threads(), number_in_a_new_thread()) == (1, 4)
+    assert torch.get_num_threads() == 4
+    take_share()  # of nobody
+    assert torch.get_num_threads() == 4

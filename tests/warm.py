@@ -1,14 +1,18 @@
 """Runs commands and code in processes that need not import torch first: a warm process forks for each.
 
-As a script it is the warm process; `call` is its client; what `write_command` writes stands for `inflate3d`.
+As a script it is the warm process, which `warm` starts; `call` is its client; what `write_command` writes stands for
+`inflate3d`.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,6 +26,20 @@ def call(place: str, arguments: list[str], streams: tuple[int, int, int] = (0, 1
         return int(connection.makefile().read() or "1")  # nothing, where the process died
 
 
+@contextlib.contextmanager
+def warm(path: Path, *packages: str) -> Iterator[None]:
+    """Let the command `path`, which is written, stand for `inflate3d` in the block; `packages` are imported too."""
+    place = path.with_suffix(".socket")
+    server = subprocess.Popen([sys.executable, __file__, place, *packages], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        write_command(path, place)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
 def write_command(path: Path, place: Path) -> None:
     """Write a command that behaves as `inflate3d` does."""
     code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; from warm import call; "
@@ -30,7 +48,7 @@ def write_command(path: Path, place: Path) -> None:
     path.chmod(0o755)
 
 
-def serve(place: str) -> None:
+def serve(place: str, *packages: str) -> None:
     """Import what commands need, tell that all is ready, and fork for each call."""
     import timm  # noqa: F401
     import torchvision.models  # noqa: F401
@@ -39,6 +57,8 @@ def serve(place: str) -> None:
     import inflate3d.results.features
     import inflate3d.results.predict  # noqa: F401
 
+    for package in packages:
+        importlib.import_module(package)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(place)
         listener.listen()
@@ -85,4 +105,4 @@ def _run(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -7,7 +7,10 @@ from importlib import import_module
 from numbers import Integral, Real
 from typing import Any
 
+NEXT_LINE = "\n            "  # in `got`, below its first line
 
+
+# All raises fill the same five slots, each on a line of its own: that they look alike is meant.
 class InflateError(ValueError):
     """A mistake that the user can mend, told in four lines.
 
@@ -177,16 +180,15 @@ def in_a_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *(line[:200] for line in lines[:1])])
 
 
-def list_faults(faults: Iterable[str], shown: int = 8) -> str:
-    """Tell the first faults, and how many more there are.
+def list_faults(faults: Iterable[str], shown: int = 8, *, between: str = "; ") -> str:
+    """Tell the first faults, and how many more there are; `between=NEXT_LINE` puts each on a line of its own.
 
     Example:
         >>> list_faults(["a is missing", "b is missing", "c is missing"], shown=2)
         'a is missing; b is missing; and 1 more'
     """
     every = list(faults)
-    more = len(every) - shown
-    return "; ".join(every[:shown]) + (f"; and {more} more" if more > 0 else "")
+    return between.join(every[:shown] + [f"and {len(every) - shown} more"] * (len(every) > shown))
 
 
 def import_extra(module: str, extra: str, *, where: str, instead: str = "") -> Any:
@@ -216,3 +218,16 @@ def import_extra(module: str, extra: str, *, where: str, instead: str = "") -> A
             got=str(error),
             fix=f'pip install "inflate3d[{extra}]"' + (f", or {instead}" if instead else ""),
         ) from error
+
+
+def lacks_package(error: BaseException) -> bool:
+    """Tell whether an error is that of `import_extra`: then no file is to blame, and it would come again with the next.
+
+    Example:
+        >>> try:
+        ...     import_extra("no_such_package", "app", where="the page")
+        ... except InflateError as error:
+        ...     print(lacks_package(error), lacks_package(ValueError("a file")))
+        True False
+    """
+    return isinstance(error, InflateError) and isinstance(error.__cause__, ImportError)

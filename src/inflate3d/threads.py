@@ -12,10 +12,11 @@ import torch
 T = TypeVar("T")
 
 _LOCK = threading.Lock()
+_SHARE = threading.local()  # what `take_share` calls
 
 
 @contextmanager
-def fewer_threads(count: int) -> Iterator[None]:
+def fewer_threads(count: int | Callable[[], int]) -> Iterator[None]:
     """Let torch compute with at most `count` threads in the Python thread that says so.
 
     torch keeps a number for each Python thread, and one that a thread takes over when it first computes. Setting the
@@ -23,19 +24,37 @@ def fewer_threads(count: int) -> Iterator[None]:
     is put back at once, by a thread of its own.
 
     Args:
-        count: Threads, 1 or more.
+        count: Threads, 1 or more; or a call that tells, now and at each `take_share`.
 
     Example:
         >>> with fewer_threads(1):
         ...     torch.get_num_threads()
         1
     """
-    before = torch.get_num_threads()
-    _set_own(min(count, before))
+    before, outer = torch.get_num_threads(), getattr(_SHARE, "take", None)
+
+    def take() -> None:
+        wanted = min(count() if callable(count) else count, before)
+        if wanted != torch.get_num_threads():
+            _set_own(wanted)
+
+    take()
+    _SHARE.take = take
     try:
         yield
     finally:
+        _SHARE.take = outer
         _set_own(before)
+
+
+def take_share() -> None:
+    """Take as many threads as `fewer_threads` around this grants by now; nothing where it is not around.
+
+    For networks, between their layers.
+    """
+    take: Callable[[], None] | None = getattr(_SHARE, "take", None)
+    if take:
+        take()
 
 
 def _set_own(count: int) -> None:

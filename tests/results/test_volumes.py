@@ -205,16 +205,18 @@ def test_scores_of_masks():
     truth = replace(scan, data=(scan.data > 50).to(torch.uint8))
     half = replace(truth, data=truth.data.clone())
     half.data[:, 2:4] = 0
-    masks = {"a": truth, "b": half}
+    more = replace(truth, data=truth.data * 7)
+    masks = {"a": truth, "b": half, "d": more}
     found = score_masks(
-        model, ["a", "b", "c"], lambda name: (scan, masks[name]) if name in masks else read_volume(name)
+        model, ["a", "b", "c", "d"], lambda name: (scan, masks[name]) if name in masks else read_volume(name)
     )
     assert found.dice[:, 0].tolist() == pytest.approx([1.0, 2 / 3]) and np.isnan(found.dice[:, 1]).all()
     scores = found.scores()
     assert scores["bright"].value == scores["mean"].value == pytest.approx(5 / 6)
     assert scores["bright"].low < 5 / 6 < scores["bright"].high
     told = json.loads(found.to_json())
-    assert told["dice"]["a"] == [1.0, None] and len(told["failures"]) == 1
+    assert told["dice"]["a"] == [1.0, None] and [one["source"] for one in told["failures"]] == ["c", "d"]
+    assert "a part that nobody named" in told["failures"][1]["reason"]
     with pytest.raises(InflateError, match="nothing to compare masks with"):
         score_masks(model, ["c"], lambda name: (read_volume(name), truth))
     values = np.random.default_rng(0).random(200)

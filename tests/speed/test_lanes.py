@@ -9,7 +9,7 @@ import torch
 from inflate3d import InceptionI3d, InflateError, PredictOptions, predict
 from inflate3d.speed.lanes import LANES, in_lanes, lanes_of
 from inflate3d.speed.optimize import Optimized, optimize
-from inflate3d.threads import fewer_threads
+from inflate3d.threads import fewer_threads, take_share
 
 
 @pytest.fixture
@@ -32,16 +32,59 @@ def test_answers_come_in_order_and_none_is_lost(count):
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_two_run_at_a_time_with_a_thread_each_and_the_first_and_an_odd_last_with_both():
+def test_two_run_at_a_time_with_a_thread_each_and_the_one_that_settles_with_both():
     meeting = threading.Barrier(LANES, timeout=20)
 
     def run(number):
-        if number in {1, 2, 3, 4}:
+        if number:
             meeting.wait()  # breaks unless two are there at a time
         return torch.get_num_threads()
 
-    assert [threads for _, threads in in_lanes(run, iter(range(6)))] == [2, 1, 1, 1, 1, 2]
+    assert [threads for _, threads in in_lanes(run, iter(range(5)), first_alone=True)] == [2, 1, 1, 1, 1]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_whoever_is_left_takes_the_threads_of_the_others_and_before_that_they_are_the_readers():
+    may_end, is_over, found = threading.Event(), threading.Event(), []
+
+    def items():
+        yield 0
+        assert first_seen.wait(20)  # while item 0 runs alone, there may be more
+        yield 1
+        is_over.set()
+
+    first_seen = threading.Event()
+
+    def run(number):
+        take_share()
+        found.append((number, torch.get_num_threads()))
+        if number:
+            assert is_over.wait(20)
+            may_end.set()  # item 0 may, and then this one is left
+            while torch.get_num_threads() == 1:
+                take_share()
+            found.append((number, torch.get_num_threads()))
+        else:
+            first_seen.set()
+            assert may_end.wait(20)
+
+    assert [number for number, _ in in_lanes(run, items())] == [0, 1]
+    assert found == [(0, 1), (1, 1), (1, 2)]
+
+
+def test_a_lane_that_is_free_takes_the_next_item_before_the_others_have_ended():
+    second_done, order = threading.Event(), []
+
+    def run(number):
+        if number == 0:
+            assert second_done.wait(20)  # for ever, if items went by pairs
+        if number == 2:
+            second_done.set()
+        order.append(number)
+
+    assert [number for number, _ in in_lanes(run, iter(range(4)))] == [0, 1, 2, 3]
+    assert order[:2] == [1, 2]
 
 
 def test_an_error_comes_out_in_its_place_and_leaves_no_thread():

@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import pickle
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -13,10 +14,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from inflate3d import ClipSpec, InceptionI3d, InflateError, InflateWarning, inflate
+from inflate3d.clips.transforms import to_range
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import Conv, Mixed, MixedBlock, Unit3d
 from inflate3d.speed.batch_norm import fold_batch_norms
-from inflate3d.speed.layers import FrameMaxPool3d, HalfMaxPool3d, PairedConv3d, SeparableMaxPool3d, run_in_slices
+from inflate3d.speed.layers import (
+    FrameMaxPool3d,
+    HalfMaxPool3d,
+    PairedConv3d,
+    Pointwise,
+    SeparableMaxPool3d,
+    run_in_slices,
+)
 from inflate3d.speed.optimize import conv3d_is_right, optimize, to_channels_last
 
 
@@ -142,6 +151,51 @@ def test_layers_run_in_slices_are_the_layers_one_after_the_other(rule, frames, p
     x = torch.randn(2, 3, frames, 13, 11).contiguous(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
         torch.testing.assert_close(run_in_slices([unit, pool], x), pool(unit(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_may_come_as_uint8_and_give_the_very_same(precision):
+    model = lively(InceptionI3d(num_classes=5))
+    fast = optimize(model, precision)
+    assert fast.takes_uint8
+    pixels = torch.randint(0, 256, (2, 10, 193, 195, 3), dtype=torch.uint8).permute(0, 4, 1, 2, 3)
+    clip = to_range(pixels)
+    with torch.inference_mode():
+        assert torch.equal(fast(pixels), fast(clip))
+        for name in ("Conv3d_1a_7x7", "MaxPool3d_3a_3x3"):  # in slices or not
+            assert torch.equal(fast.endpoints(pixels, name)[name], fast.endpoints(clip, name)[name])
+    assert torch.equal(fast(pixels), fast(clip))  # with gradients no slices
+    model.clip_spec = replace(model.clip_spec, value_range=(0.0, 1.0))
+    other = optimize(model, precision)
+    assert not other.takes_uint8
+    with pytest.raises(InflateError, match="whole numbers"):
+        other(pixels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["convolution", "pointwise", "paired"])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_convolution_that_rectifies_is_the_convolution_and_the_relu(dtype, kind, with_gradients):
+    kernel, stride = {"convolution": (3, 1), "pointwise": (1, 1), "paired": (5, 2)}[kind]
+    layer = SameConv3d(3, 5, (kernel,) * 3, stride=(stride,) * 3, bias=True)
+    layer = {"pointwise": Pointwise, "paired": PairedConv3d}.get(kind, lambda same: same)(layer).to(dtype)
+    x = torch.randn(1, 3, 7, 11, 13).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    with torch.set_grad_enabled(with_gradients):
+        wanted = layer(x).relu()
+        layer.rectified = True
+        found = layer(x)
+    assert wanted.amax() > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert found.requires_grad == with_gradients
+
+
+def test_weights_that_are_no_number_are_not_rectified_away():
+    model = InceptionI3d(num_classes=5).eval()
+    model.Mixed_4c.Branch_1.Conv3d_0b_3x3.conv_3d.weight.data[0, 0, 0, 0, 0] = float("nan")
+    with pytest.warns(InflateWarning, match="by nan of the largest value"):
+        fast = optimize(model)
+    with torch.inference_mode():
+        assert fast(torch.zeros(1, 3, 9, 193, 193)).isnan().any()
 
 
 def test_i3d_answers_the_same_and_says_what_was_done():

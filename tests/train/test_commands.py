@@ -41,6 +41,14 @@ def test_from_a_folder_to_a_page(clips_folder, tmp_path):
     wanted = {"fps", "frames", "crops", "weights", "recipe", "network", "stream", "frame_step", "precision"}
     assert wanted <= found["settings"].keys() and found["count"] == facts["data"]["test"]
 
+    video = next(clips_folder.rglob("*.mp4"))
+    run = CliRunner().invoke(app, ["predict", str(video), "--model", str(out / "best.ckpt"), "--top", "3"])
+    assert run.exit_code == 0, run.output
+    assert all(folder.name in run.output for folder in clips_folder.iterdir())
+    command = ["features", str(video), "--model", str(out / "best.ckpt"), "--window", "3", "-o", str(tmp_path / "rows")]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+
     again = tmp_path / "again"
     command = ["evaluate", str(out / "last.ckpt"), "--data", str(clips_folder), "--split", "train", "--clips", "2"]
     run = CliRunner().invoke(app, [*command, "--flow", str(out / "best.ckpt"), "--out", str(again)])

@@ -257,6 +257,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(scans, tmp_path):
         fit_volumes(replace(recipe, lr=0.5), data, tmp_path / "cut", resume=True, options=QUIET)
 
 
+def test_folders_of_dicom_files_have_masks_of_their_name(tmp_path):
+    for name in ("anna.1", "bert", "carl", "dora", "emil"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.dcm").write_bytes(bytes(128) + b"DICM")
+        save(tmp_path / "labels" / f"{name}.nii.gz", np.ones((2, 2, 2), np.uint8))
+    found = read_volume_splits(tmp_path, "mask", fold=0)
+    masks = {scan.rpartition("/")[2]: mask.rpartition("/")[2] for scan, mask in found.masks.items()}
+    assert masks == {name: f"{name}.nii.gz" for name in ("anna.1", "bert", "carl", "dora", "emil")}
+
+
 def test_sizes_are_told_apart_by_the_command(medmnist, tmp_path):
     settings = ["network=timm/test_resnet", "epochs=6", "patch=16,16,16", "window=0,255", "lr=0.005", "batch_size=4"]
     arguments = ["train", "volume-classify", "--data", str(medmnist), "--out", str(tmp_path)]

@@ -10,6 +10,8 @@ from inflate3d.errors import InflateError
 from inflate3d.models.ct import CT_NAME
 from inflate3d.models.zoo import MODELS
 from inflate3d.weights.catalogue import CATALOGUE, DEMO_CLIP, LABEL_SETS, find_entry, read_labels
+from inflate3d.weights.dialects import DIALECTS
+from inflate3d.weights.model_page import facts_of
 
 # places in the list, counted from 0, as the makers' files have them
 PLACES = {
@@ -30,7 +32,9 @@ def test_entries_are_complete(entry):
     assert entry.more or card.source_sha256 == entry.file.member_sha256
     assert card.inflate3d_version == version("inflate3d")
     assert re.fullmatch("[0-9a-f]{64}", card.tensors_sha256)
-    assert all([card.license, card.repackaged_under, card.source, card.reported_accuracy, card.accuracy_protocol])
+    empty = [what for what, told in facts_of(card).items() if not told]
+    assert not empty, f"nothing is told of {card.name}'s {', '.join(empty)}"
+    assert card.dialect in (*DIALECTS, "own names")
 
 
 @pytest.mark.parametrize(

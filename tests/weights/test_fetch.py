@@ -127,6 +127,16 @@ def test_a_card_that_is_not_of_its_tensors(cache, tiny):
         fetch.verify("tiny")
 
 
+def test_a_card_of_another_version_is_written_anew(cache, tiny):
+    path = fetch.fetch("tiny", archive=tiny[0])
+    tensors = load_file(path)
+    old = dataclasses.replace(fetch.describe("tiny"), license="", inflate3d_version="0.0.1")
+    save_file(tensors, path, metadata={checkpoint.CARD_KEY: old.to_json()})
+    fetch.fetch("tiny")
+    assert fetch.describe("tiny") == tiny[1].card
+    assert all(torch.equal(value, tensors[name]) for name, value in load_file(path).items())
+
+
 @pytest.mark.parametrize("where", ["read_checkpoint", "tensors_sha256", "save_weights"])
 def test_an_interrupt_leaves_nothing(cache, tiny, monkeypatch, where):
     def interrupt(*_, **__):

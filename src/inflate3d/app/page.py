@@ -57,6 +57,16 @@ class Serving:
         check_options(self, {"port": (f"1 to {LARGEST_PORT}", self.port is None or is_count(self.port, LARGEST_PORT))})
 
 
+def import_gradio() -> Any:
+    """Import what draws the page.
+
+    Raises:
+        InflateError: It is missing.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: importing may report
+    return import_extra("gradio", "app", where="inflate3d app")
+
+
 @contextmanager
 def serving(desk: Desk, options: Serving) -> Iterator[str]:
     """Serve the page while the block runs, and give its address; what was uploaded is deleted at the end.
@@ -64,8 +74,7 @@ def serving(desk: Desk, options: Serving) -> Iterator[str]:
     Raises:
         InflateError: gradio is missing, or the port is taken.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: importing may report
-    gr = import_extra("gradio", "app", where="inflate3d app")
+    gr = import_gradio()
     with TemporaryDirectory(prefix="inflate3d-app-") as folder, _uploads_in(folder):
         page = _Page(gr, desk, options, Path(folder)).blocks
         try:

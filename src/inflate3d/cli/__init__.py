@@ -34,19 +34,12 @@ def _options(
 ) -> None: ...
 
 
-app.command("predict")(predict.predict)
-app.command("demo")(predict.demo)
-app.command("features")(features.features)
-app.command("flow")(flow.flow)
-app.command("fvd")(fvd.fvd)
-app.command("train")(train.train)
-app.command("evaluate")(train.evaluate)
-app.command("inflate")(inflate.inflate)
-app.command("export")(export.export)
-app.command("plan")(inflate.plan)
-app.command("prove")(inflate.prove)
-app.command("models")(weights.models)
-app.command("app")(page.app)
+# Each goes by the name of its function, in whose signature typer reads the options: likenesses of these are meant
+for command in (
+    *(predict.predict, predict.demo, features.features, flow.flow, fvd.fvd, train.train, train.evaluate),
+    *(inflate.inflate, export.export, inflate.plan, inflate.prove, weights.models, page.app),
+):
+    app.command()(command)
 app.add_typer(show.app, name="show")
 app.add_typer(weights.app, name="weights")
 

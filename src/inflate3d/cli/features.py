@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from inflate3d.cli.terminal import frame_rate, warnings_on
+from inflate3d.cli.train import CHECKPOINTS, load_any
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ def _models(
         idle = None if weights != NO_WEIGHTS else weights
         models["flow"] = network_named(names[1], weights=idle, stream="flow", compat=compat)  # type: ignore[arg-type]
     if "rgb" in options.stream_names:
-        models["rgb"] = network_named(names[0], weights=weights, compat=compat)  # type: ignore[arg-type]  # checked there
+        of_run = weights is None and compat is None and Path(names[0]).name in CHECKPOINTS
+        models["rgb"] = load_any(names[0]) if of_run else network_named(names[0], weights=weights, compat=compat)  # type: ignore[arg-type]  # checked there
     return {stream: model.to(device) for stream, model in models.items()}
 
 

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from inflate3d.cli.terminal import warnings_on
+from inflate3d.cli.train import load_any
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def show_live(paths: list[str], model: str, look: LiveLook) -> None:
     from inflate3d.clips.live import LiveFrames
     from inflate3d.results.live import predict_live
     from inflate3d.show.answers import ranks_table
-    from inflate3d.weights.load import load
 
     if len(paths) != 1:
         raise InflateError(
@@ -45,7 +45,7 @@ def show_live(paths: list[str], model: str, look: LiveLook) -> None:
             fix="run a command for each of them",
         )
     console = Console(soft_wrap=True)
-    network = load(model)
+    network = load_any(model)
     names = getattr(network, "class_names", None)
     live = LiveFrames(
         paths[0],

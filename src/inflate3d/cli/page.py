@@ -26,10 +26,11 @@ def app(
     """Show a page in the browser: predict, inflate, filters, compare. Ctrl-C ends it."""
     from inflate3d.app.inflating import Bounds
     from inflate3d.app.jobs import Desk, Limits
-    from inflate3d.app.page import Serving, serving
+    from inflate3d.app.page import Serving, import_gradio, serving
     from inflate3d.weights.catalogue import demo_clip_path
     from inflate3d.weights.load import load
 
+    import_gradio()  # before the weights are asked for: whoever lacks both is told of the extra first
     limits = Limits(max_mb, max_seconds, max_pixels, max_work)
     clip = demo_clip_path()
     bounds = Bounds(max_work, max_parameters, max_memory)

@@ -15,6 +15,7 @@ from inflate3d.atomic import check_writable, write_text
 from inflate3d.cli import volumes
 from inflate3d.cli.live import LiveLook, show_live
 from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.train import load_any
 from inflate3d.errors import InflateError, check_choice
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def predict(
     ctx: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Videos or scans, folders, globs; a folder of pictures is one.")],
     model: Annotated[
-        str, typer.Option(help="Name or .safetensors file of the network, or a file that `inflate3d export` wrote.")
+        str,
+        typer.Option(
+            help="Name or file of the network: .safetensors, a training run's best.ckpt, what `inflate3d export` wrote."
+        ),
     ] = "i3d-kinetics400",
     backend: Annotated[
         str,
@@ -237,7 +241,6 @@ def _predictor(
 ) -> "tuple[list[Optimized], Answering]":
     """Load what is needed before a video is read; give the networks and what predicts all videos."""
     from inflate3d.results.predict import optimize_for, predict_many
-    from inflate3d.weights.load import load
 
     if flow.stream == "rgb":
         network = optimize_for(_network(model), videos, options)
@@ -249,7 +252,7 @@ def _predictor(
 
     solve = None if flow.stored else find_method(flow.method, compiled=flow.compiled, weights=flow.weights)  # type: ignore[arg-type]  # checked there
     how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
-    loaded = Streams(load(str(flow.flow_model)), load(model.name) if flow.stream == "both" else None)
+    loaded = Streams(load_any(str(flow.flow_model)), load_any(model.name) if flow.stream == "both" else None)
     streams = optimize_streams(loaded, options)
     networks = [network for network in streams if isinstance(network, Optimized)]
     options = replace(options, precision=networks[0].precision)
@@ -261,16 +264,15 @@ def _network(model: ChosenModel) -> "nn.Module":
     from inflate3d.speed.exported import backend_of, load_exported
     from inflate3d.weights.catalogue import CATALOGUE
     from inflate3d.weights.fetch import fetched_path
-    from inflate3d.weights.load import load
 
     if backend_of(model.name):
         return load_exported(model.name)
     if model.backend == "torch":
-        return load(model.name)
+        return load_any(model.name)
     from inflate3d.speed.export import export_to_cache  # with torchvision and timm
 
     path = fetched_path(model.name) if model.name in CATALOGUE else Path(model.name)
-    return export_to_cache(path, model.name, backend=model.backend, load=lambda: load(model.name))  # type: ignore[arg-type]  # _check_backend
+    return export_to_cache(path, model.name, backend=model.backend, load=lambda: load_any(model.name))  # type: ignore[arg-type]  # _check_backend
 
 
 def _answers(predict_all: "Answering", count: int, console: Console) -> "Generator[VideoPrediction | Failure]":

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from inflate3d.cli.inflate import Preset, Size, model_and_example
 from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.train import load_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,14 +209,6 @@ def _network(name: str, weights: str = "none", preset: str = "video") -> "nn.Mod
 
         model2d, example = model_and_example(name, None, weights)
         return inflate(model2d, preset, example=example)
-    if name.endswith(".ckpt"):
-        from inflate3d.errors import import_extra
-
-        import_extra("lightning", "train", where=name)
-        from inflate3d.train.checkpoint import load_trained
-
-        return load_trained(name)[0]
     from inflate3d.models.zoo import MODELS, build_network
-    from inflate3d.weights.load import load
 
-    return build_network(name).eval() if name in MODELS else load(name)
+    return build_network(name).eval() if name in MODELS else load_any(name)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from inflate3d.train.volume_data import VolumeSplits
 
 SPLITS = ("train", "val", "test")
+CHECKPOINTS = ("best.ckpt", "last.ckpt")  # that a run leaves; others of that ending are other projects'
+FOR_SCANS = ("nibabel", "monai")  # that all scans need; pydicom and pynrrd are asked for where a file wants them
 DataOption = Annotated[
     Path,
     typer.Option(metavar="PATH", help="Folder of classes, table, or official lists; see docs/train.md."),
@@ -69,8 +71,7 @@ def train(
     strategy: Annotated[str, typer.Option(help="auto, ddp, fsdp, or another of Lightning's.")] = "auto",
 ) -> None:
     """Train a network, then show it the test videos or scans and write what it is worth."""
-    import_extra("lightning", "train", where="inflate3d train")
-    import_extra("torchmetrics", "train", where="inflate3d train")
+    _need("train", "lightning", "torchmetrics", "tensorboard", where="inflate3d train")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.train.recipe import Recipe, VolumeRecipe, with_settings
     from inflate3d.train.recipes import find_recipe
@@ -123,6 +124,7 @@ def _train_volumes(
     cut: tuple[int | None, float, list[str]],
 ) -> None:
     """Train on scans, and tell how good the network is on the test."""
+    _need("volume", *FOR_SCANS, where=f"inflate3d train {recipe.name}")
     from inflate3d.train.run import FitOptions
     from inflate3d.train.volume_data import read_volume_splits
     from inflate3d.train.volumes import MODEL, fit_volumes
@@ -246,7 +248,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
 ) -> None:
     """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice."""
-    import_extra("lightning", "train", where="inflate3d evaluate")
+    _need("train", "lightning", "torchmetrics", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
 
@@ -265,6 +267,24 @@ def evaluate(
         if flow is not None:
             answers = fuse(answers, _answers(flow, samples, console, options=options), fusion)  # type: ignore[arg-type]
         _show(answers, () if split == "train" else splits.train, console, out)
+
+
+def load_any(name: str) -> "nn.Module":
+    """Load a network by name or file, or that of a training run on videos."""
+    if Path(name).name in CHECKPOINTS:
+        import_extra("lightning", "train", where=name)
+        from inflate3d.train.checkpoint import load_trained
+
+        return load_trained(name)[0]
+    from inflate3d.weights.load import load
+
+    return load(name)
+
+
+def _need(extra: str, *packages: str, where: str) -> None:
+    """Find out before long work, and before a file is blamed, whether an extra is installed."""
+    for package in packages:
+        import_extra(package, extra, where=where)
 
 
 def _listing(data: Path, root: Path | None, only: list[str] | None, number: int, labels: Path | None) -> "Listing":

@@ -264,7 +264,11 @@ def _mapped(data: Tensor, value_range: tuple[float, float], wanted: tuple[float,
 
 
 def frames_to_input(
-    frames: Sequence[NDArray[Any] | Tensor] | NDArray[Any] | Tensor, spec: ClipSpec, kind: CropKind = "center"
+    frames: Sequence[NDArray[Any] | Tensor] | NDArray[Any] | Tensor,
+    spec: ClipSpec,
+    kind: CropKind = "center",
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Make network input from the pictures of one clip: resize, crop, change the range.
 
@@ -273,9 +277,10 @@ def frames_to_input(
             right already (`resize_picture`) are not resized again.
         spec: What the network wants; its `short_side`, `crop` and `value_range` are used.
         kind: A key of `CROPS`.
+        dtype: float32, or uint8 for a network that scales pixels itself (`Optimized.takes_uint8`).
 
     Returns:
-        `[n_crops, 3, t, crop, crop]` float32, channels-last in memory, the crops in the order of their names.
+        `[n_crops, 3, t, crop, crop]`, channels-last in memory, the crops in the order of their names.
 
     Raises:
         InflateError: No frames, frames of other shapes or dtypes, or a crop larger than the short side.
@@ -297,22 +302,25 @@ def frames_to_input(
         )
     small = [resize_picture(picture, spec.short_side) for picture in pictures]
     places = _places(small[0].shape[0], small[0].shape[1], spec.crop, kind)
-    batch = torch.empty(len(places), len(small), spec.crop, spec.crop, 3)
+    batch = torch.empty(len(places), len(small), spec.crop, spec.crop, 3, dtype=dtype)
     for view, place in zip(batch, places, strict=True):
         _show(small, place, spec, view)
     return batch.permute(0, 4, 1, 2, 3)
 
 
-def input_views(pictures: Sequence[Tensor], spec: ClipSpec, kind: CropKind = "center") -> Iterator[Tensor]:
+def input_views(
+    pictures: Sequence[Tensor], spec: ClipSpec, kind: CropKind = "center", *, dtype: torch.dtype = torch.float32
+) -> Iterator[Tensor]:
     """Make network input one view at a time, as `frames_to_input` makes them together; only that one takes memory.
 
     Args:
         pictures: Of one clip, `[h, w, 3]` uint8, in the size that the network wants.
         spec: What the network wants; its `crop` and `value_range` are used.
         kind: A key of `CROPS`.
+        dtype: As for `frames_to_input`.
 
     Returns:
-        Views `[3, t, crop, crop]` float32, channels-last in memory, in the order of their names.
+        Views `[3, t, crop, crop]`, channels-last in memory, in the order of their names.
 
     Raises:
         InflateError: A crop larger than the pictures.
@@ -323,7 +331,7 @@ def input_views(pictures: Sequence[Tensor], spec: ClipSpec, kind: CropKind = "ce
         [[3, 5, 28, 28], [3, 5, 28, 28], [3, 5, 28, 28]]
     """
     for place in _places(pictures[0].shape[0], pictures[0].shape[1], spec.crop, kind):
-        view = torch.empty(len(pictures), spec.crop, spec.crop, 3)
+        view = torch.empty(len(pictures), spec.crop, spec.crop, 3, dtype=dtype)
         _show(pictures, place, spec, view)
         yield view.permute(3, 0, 1, 2)
 
@@ -333,4 +341,5 @@ def _show(pictures: Sequence[Tensor], place: Place, spec: ClipSpec, out: Tensor)
     _, top, left, flipped = place
     for picture, there in zip(pictures, out, strict=True):
         crop = picture[top : top + spec.crop, left : left + spec.crop]
-        there.copy_(to_range(crop.flip(1) if flipped else crop, spec.value_range))
+        crop = crop.flip(1) if flipped else crop
+        there.copy_(crop if out.dtype == torch.uint8 else to_range(crop, spec.value_range))

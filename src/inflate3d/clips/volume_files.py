@@ -77,7 +77,7 @@ def read_volume(
         raise unreadable(path, error) from error
     except Exception as error:  # nibabel, pydicom and nrrd raise whatever they stumble over
         raise _damaged(path, error) from error
-    grid = Grid(voxels.shape, _places(path, affine, spacing_mm, voxels.ndim))
+    grid = Grid(voxels.shape, _places(path, affine, spacing_mm))
     volume = Volume(torch.from_numpy(_native(_finite(path, voxels, fill)))[None], grid, str(path))
     return replace(volume, stored=grid) if orientation is None else reorient(volume, orientation)
 
@@ -316,12 +316,11 @@ def _read_pictures(path: Path, part: Part) -> Found:
     return np.stack(slices), None
 
 
-def _places(
-    path: Path, affine: NDArray[np.float64] | None, spacing_mm: Sequence[float] | None, axes: int
-) -> NDArray[np.float64]:
+def _places(path: Path, affine: NDArray[np.float64] | None, spacing_mm: Sequence[float] | None) -> NDArray[np.float64]:
     if spacing_mm is None and affine is not None:
         return affine
-    if spacing_mm is None or len(spacing_mm) != 3 or not all(is_number(size) and size > 0 for size in spacing_mm):
+    sizes = spacing_mm if isinstance(spacing_mm, Sequence | np.ndarray) else ()
+    if spacing_mm is None or len(sizes) != 3 or not all(is_number(size) and size > 0 for size in sizes):
         raise InflateError(
             "it is not known how far voxels are apart",
             where=str(path),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -34,8 +34,9 @@ class VolumeSpec:
         InflateError: Values are not of their kind, all told together.
 
     Example:
+        >>> from dataclasses import asdict
         >>> spec = VolumeSpec("mask", ("background", "liver"), (2.5, 1.0, 1.0), (32, 96, 96), window=(-160, 240))
-        >>> spec.channels, VolumeSpec.from_plain(spec.to_plain()) == spec
+        >>> spec.channels, VolumeSpec.from_plain(asdict(spec)) == spec
         (1, True)
     """
 
@@ -87,13 +88,9 @@ class VolumeSpec:
         """Channels of the network's input."""
         return len(self.mean)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Write it as values that JSON knows."""
-        return asdict(self)
-
     @staticmethod
     def from_plain(found: Mapping[str, Any]) -> "VolumeSpec":
-        """Read it back.
+        """Read it back from values that JSON knows, as `dataclasses.asdict` gives them.
 
         Raises:
             InflateError: Values are not of their kind.

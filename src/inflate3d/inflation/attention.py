@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, list_faults
 from inflate3d.inflation.adapters import Adapted, adapter_for, adapts
-from inflate3d.inflation.observe import Seen, copied
+from inflate3d.inflation.observe import Seen, copied, first_tensor
 from inflate3d.inflation.plan import Action, Insert, LayerPlan, Rule
 
 Attend = Callable[[Tensor, Tensor | None], Tensor]  # of tokens [n, l, c] and what is added for each key [l]
@@ -315,7 +315,7 @@ def blocks_of(model2d: nn.Module, pictures: Tensor) -> list[str]:
     def listen(path: str) -> Callable[..., None]:
         def heard(module: nn.Module, *passed: Any) -> None:
             args, kwargs, output = passed
-            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
+            _, x = first_tensor(args, kwargs)
             first = output[0] if isinstance(output, tuple) and output else output
             given = first.shape if isinstance(first, Tensor) else None
             runs.setdefault(path, []).append((None if x is None else x.shape, given))

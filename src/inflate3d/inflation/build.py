@@ -104,14 +104,7 @@ def build(plan: Plan, model2d: nn.Module, *, time_pool: TimePool = "mean") -> In
         >>> build(plan, model2d)(torch.rand(2, 3, 7, 11, 13)).shape
         torch.Size([2, 5, 7, 11, 13])
     """
-    if not isinstance(plan, Plan):
-        raise InflateError(
-            "this is no plan",
-            where="build",
-            expected="a Plan",
-            got=repr(plan)[:80],
-            fix="build(make_plan(model2d, preset), model2d), or inflate(model2d, preset)",
-        )
+    _check_plan(plan, "build", expected="a Plan")
     check_model(model2d, "build")
     strides = None if plan.frames_lost else frozenset(layer.time_stride for layer in plan.steps)
     net, fold = copied(model2d), Fold(strides, frozenset(layer.time_scale for layer in plan.steps))
@@ -189,15 +182,19 @@ def inflate(
     return build(plan, model2d, time_pool=time_pool)
 
 
-def _check_settings_of(plan: object, idle: set[str]) -> None:
+def _check_plan(plan: object, where: str, expected: str) -> None:
     if not isinstance(plan, Plan):
         raise InflateError(
             "this is no plan",
-            where="inflate",
-            expected=f"a preset ({', '.join(PRESETS)}) or a Plan",
+            where=where,
+            expected=expected,
             got=repr(plan)[:80],
-            fix='inflate(model2d, "video")',
+            fix='make one: make_plan(model2d, "video")',
         )
+
+
+def _check_settings_of(plan: Plan, idle: set[str]) -> None:
+    _check_plan(plan, "inflate", expected=f"a preset ({', '.join(PRESETS)}) or a Plan")
     check_choice(plan.preset, PRESETS, what="preset", where="inflate, the plan")
     if idle:
         raise InflateError(

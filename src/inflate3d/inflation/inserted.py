@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.fold import Fold, Folded
+from inflate3d.inflation.observe import fixed_tokens
 from inflate3d.inflation.outputs import Form
 from inflate3d.inflation.padding import pad_for
 from inflate3d.inflation.plan import Insert
@@ -152,9 +153,7 @@ class TimePosition(Inserted):
 
     def __init__(self, insert: Insert, site: Site, fold: Fold) -> None:
         super().__init__(insert, site, fold)
-        tokens = site.map.flatten(2).movedim(1, -1)  # [n, l, c]
-        same = (tokens == tokens[:1]).all(-1).all(0)
-        self.clip_tokens = int(same.long().cumprod(0).sum()) if site.form == "tokens" and not same.all() else 0
+        self.clip_tokens = fixed_tokens(from_map(site.map, "tokens")) if site.form == "tokens" else 0
         self.proj = nn.Linear(WAVES, site.map.shape[1], bias=False)
         nn.init.zeros_(self.proj.weight)
 

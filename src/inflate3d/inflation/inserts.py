@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inflate3d.errors import InflateError, list_faults, nearest_names
 from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.inserted import CLASSES, ON_TOKENS, Inserted, Site, as_map
-from inflate3d.inflation.observe import copied
+from inflate3d.inflation.observe import copied, first_tensor
 from inflate3d.inflation.outputs import look_at_outputs
 from inflate3d.inflation.padding import TimePadding
 from inflate3d.inflation.pictures import pictures_like
@@ -46,14 +46,9 @@ class RunsInsertBefore:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Change it."""
-        name, x = _first_tensor(args, kwargs)
+        name, x = first_tensor(args, kwargs)
         given = {**dict(enumerate(args)), **kwargs, name: self.inserted(x)}
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    given = [*enumerate(args), *kwargs.items()]
-    return next(((name, value) for name, value in given if isinstance(value, Tensor) and value.ndim), (None, None))
 
 
 def place(plan: Plan, inserts: Sequence[Insert], net: nn.Module, *, padding: TimePadding) -> Plan:
@@ -150,7 +145,7 @@ def _run(plan: Plan, inserts: Sequence[Insert], net: nn.Module) -> dict[Spot, tu
 
     def listen(name: str) -> Any:
         def begins(module: nn.Module, args: Any, kwargs: Any) -> None:
-            note(Spot(name, True), _first_tensor(args, kwargs)[1])
+            note(Spot(name, True), first_tensor(args, kwargs)[1])
 
         def ends(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal reached

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from inflate3d.errors import InflateError
+from inflate3d.errors import NEXT_LINE, InflateError, check_choice, list_faults
 from inflate3d.inflation.convolution import Geometry, convolve
 from inflate3d.inflation.padding import TimePadding, pad_for, pad_space, present_tap, sides_of
 from inflate3d.inflation.profiles import Profile, check_count, is_random, phase_taps, profile_taps
@@ -18,7 +18,6 @@ Kind = Literal["inflated", "copied", "adapted"]
 Names = Mapping[str, str | None] | Callable[[str], str | None]
 
 DROPPED = "dropped by names="
-SHOWN_FAULTS = 8
 RGB = 3
 
 
@@ -168,6 +167,7 @@ class InflatedConv3d(nn.Conv3d):
             )
 
 
+# Its arguments are those of the class, which it checks first
 def inflate_conv(
     conv2d: nn.Conv2d,
     time_kernel: int,
@@ -202,14 +202,7 @@ def inflate_conv(
     _check_conv(conv2d)
     check_count("time_kernel", time_kernel)
     check_count("time_stride", time_stride)
-    if time_padding not in get_args(TimePadding):
-        raise InflateError(
-            "there is no such padding in time",
-            where="inflate_conv",
-            expected=", ".join(get_args(TimePadding)),
-            got=repr(time_padding),
-            fix="use 'replicate', which keeps every profile exact at the ends of a clip",
-        )
+    check_choice(time_padding, get_args(TimePadding), what="padding in time", where="inflate_conv")
     return InflatedConv3d(conv2d, time_kernel, profile=profile, time_stride=time_stride, time_padding=time_padding)
 
 
@@ -355,12 +348,11 @@ def _check_gaps(report: LoadReport, allow: Sequence[str], strays: list[str]) -> 
     faults = strays + [f"{name}: {reason}" for name, reason in skipped.items() if not allowed(name)]
     faults += [f"{name}: not filled" for name in report.missing_3d if not allowed(name)]
     if faults:
-        more = [f"and {len(faults) - SHOWN_FAULTS} more"] * (len(faults) > SHOWN_FAULTS)
         raise InflateError(
             "the 2D checkpoint and the 3D network do not fit",
             where="load_2d_into",
             expected="a flat state dict, each tensor of which has its place, so that nothing stays unfilled",
-            got="\n            ".join(faults[:SHOWN_FAULTS] + more),
+            got=list_faults(faults, between=NEXT_LINE),
             fix="translate names with names=, or allow gaps that you mean: allow=('fc.*',)",
         )
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -139,6 +140,30 @@ def copied(model: Model, *, device: str | None = None) -> Model:
     return copy.deepcopy(model, memo)
 
 
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Find the first tensor with axes that a module is given: its place or name, and the tensor; None twice if none is.
+
+    Example:
+        >>> first_tensor((None, torch.zeros(2)), {})
+        (1, tensor([0., 0.]))
+    """
+    given = [*enumerate(args), *kwargs.items()]
+    return next(((name, value) for name, value in given if isinstance(value, Tensor) and value.ndim), (None, None))
+
+
+def fixed_tokens(x: Tensor) -> int:
+    """Count the tokens at the front of `[n, l, c]` that are the same for all pictures: class tokens, registers.
+
+    Example:
+        >>> fixed_tokens(torch.tensor([[[1.0], [2.0]], [[1.0], [3.0]]]))
+        1
+    """
+    if x.ndim != 3 or not x.shape[1]:
+        return 0
+    same = (x == x[:1]).all(-1).all(0)
+    return 0 if same.all() else int(same.long().cumprod(0).sum())
+
+
 class _Run(NamedTuple):
     layer: nn.Module
     shape: tuple[int, ...]
@@ -167,7 +192,7 @@ class _Watch:
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.running.pop()
-        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
+        _, x = first_tensor(args, kwargs)
         # leaves, and those with parts (gates, parametrized weights) that an adapter takes over whole
         if x is None or (any(module.children()) and adapter_for(module) is None):
             return
@@ -209,7 +234,7 @@ class _Watch:
         if adapter and not attends:
             passage = Passage(next(self.numbers), self.origins.get(x, frozenset()), here, there)
             self.origins[output] = frozenset([passage.number])
-        run = _Run(layer, here, rows, there, reason, passage, _fixed_tokens(x) if attends else 0)
+        run = _Run(layer, here, rows, there, reason, passage, fixed_tokens(x) if attends else 0)
         self.runs.setdefault(path, []).append(run)
 
     def follow(self, given: Any, result: Any) -> None:
@@ -245,14 +270,6 @@ class _Follows(HearsCalls):
         result = super().__torch_function__(func, types, args, kwargs)
         self.watch.follow((args, kwargs), args[0] if func is Tensor.__setitem__ else result)
         return result
-
-
-def _fixed_tokens(x: Tensor) -> int:
-    """Count the tokens at the front of `[n, l, c]` that are the same for all pictures: class tokens, registers."""
-    if x.ndim != 3 or not x.shape[1]:
-        return 0
-    same = (x == x[:1]).all(-1).all(0)
-    return 0 if same.all() else int(same.long().cumprod(0).sum())
 
 
 def _memory(tensor: Tensor) -> int:

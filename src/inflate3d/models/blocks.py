@@ -58,6 +58,7 @@ class ClipRule:
         why_side: Why smaller frames do not do.
         group: Frames come in groups of so many.
         exact: Neither more frames nor larger ones do.
+        takes_uint8: Pixels of 0..255, as uint8, do as well; the network scales them.
     """
 
     where: str
@@ -68,6 +69,7 @@ class ClipRule:
     why_side: str = "nothing is left of smaller ones"
     group: int = 1
     exact: bool = False
+    takes_uint8: bool = False
 
     def check(self, clip: Tensor, *, training: bool) -> None:
         """Check a clip; values are looked at in eval mode only, since augmentation may leave the range.
@@ -76,7 +78,9 @@ class ClipRule:
             InflateError: The clip is no tensor, has another number of axes, channels, frames or pixels, is not floating
                 point, or leaves -1..1 or holds NaN.
         """
-        fault = self._shape_fault(clip) or _value_fault(clip, training)
+        fault = self._shape_fault(clip)
+        if fault is None and not (self.takes_uint8 and clip.dtype == torch.uint8):
+            fault = _value_fault(clip, training)
         if fault is None:
             return
         problem, fix = fault
@@ -122,7 +126,9 @@ def _value_fault(clip: Tensor, training: bool) -> tuple[str, str] | None:
     # a compiled graph must not depend on values, and a meta tensor has none
     has_values = clip.numel() and not clip.is_meta and not torch.compiler.is_compiling()
     if has_values and not training:
-        low, high = clip.detach().aminmax()
+        # of channels-last memory, in its own order: aminmax copies what does not lie in a row
+        values = clip.detach() if clip.is_contiguous() else clip.detach().movedim(1, -1)
+        low, high = values.aminmax()
         if not (low >= -1.5 and high <= 1.5):  # false for NaN as well
             problem = "pixels leave the range -1..1, which gives confident wrong answers"
             return problem, "scale them: x / 255 * 2 - 1 for 0..255, x * 2 - 1 for 0..1; look for NaN"
@@ -211,6 +217,7 @@ class SameConv3d(nn.Conv3d):
     """A 3D convolution with zero padding: SAME for any `[b, c, t, h, w]`, or `static`."""
 
     rule: Padding = "same"
+    rectified = False  # whether it does the work of the ReLU behind it as well
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple, *, stride: Triple, bias: bool) -> None:
         super().__init__(in_channels, out_channels, kernel, stride=stride, bias=bias)
@@ -228,7 +235,8 @@ class SameConv3d(nn.Conv3d):
         if _lopsided(pads):
             x = F.pad(x, _for_torch(pads))
             front = (0, 0, 0)
-        return convolve(x, self.weight, self.bias, geometry=Geometry(self.stride, front))
+        geometry = Geometry(self.stride, front)
+        return convolve(x, self.weight, self.bias, geometry=geometry, rectified=self.rectified)
 
 
 class SameMaxPool3d(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.clips.clip import ClipSpec
+from inflate3d.clips.transforms import to_range
 from inflate3d.errors import InflateError, is_number
 from inflate3d.models.blocks import (
     ClipRule,
@@ -254,7 +255,7 @@ class InceptionI3d(nn.Module):
             if self.run_joined and name in rest.values():
                 group = [name, *(other for other, first in rest.items() if first == name)]
                 return self.run_joined([self.get_submodule(one) for one in group], x)
-            return self.step(name, x)
+            return self.step(name, to_range(x) if x.dtype == torch.uint8 else x)
 
         return run_endpoints(step, clip, names, known=ENDPOINTS, rule=self.clip_rule, training=self.training)
 

@@ -22,7 +22,7 @@ WANG = "Wang et al., Non-local Neural Networks, CVPR 2018"
 BOTH, SCRATCH = "ImageNet, then Kinetics-400", "Kinetics-400 alone"
 
 VIEWS = "Kinetics-400 validation set, 10 clips x 3 crops"
-ZOO = "its model zoo"
+ZOO, NONLOCAL = "its model zoo", "video-nonlocal-net, README"
 
 INFLATED = "inflated/"  # any 2D classifier by its name behind it
 
@@ -79,10 +79,18 @@ class Network:
     made_from: str = ""
 
 
+NOBODY = "Nobody has published an accuracy for this network; its kernels are inflated from a 2D checkpoint of yours."
+I3D_64, FLOW_64 = (3, 64, 224, 224), (2, 64, 224, 224)
+
+
 def _resnet(
-    layout: str, *, gmacs: float, reported: tuple[Reported, ...] = (), depth: Depth = 50, non_local: bool = False
+    layout: str,
+    *reported: tuple[str, float, float | None, str],
+    gmacs: float,
+    depth: Depth = 50,
+    non_local: bool = False,
 ) -> Network:
-    """Describe a ResNet-I3D; figures of one layout differ by depth and by its non-local blocks."""
+    """Describe a ResNet-I3D; `reported` tells training, top-1, top-5 and source, all of them by VIEWS of RGB."""
     known = LAYOUTS[layout]
     parameters = {(50, False): 28_043_472, (50, True): 35_401_936, (101, False): 51_754_192}
     blocks = ", with five non-local blocks" if non_local else ""
@@ -93,14 +101,26 @@ def _resnet(
         {"rgb": (3, known.num_frames, 224, 224)},
         parameters=parameters[depth, non_local],
         gmacs=gmacs,
-        reported=reported,
+        reported=tuple(Reported("RGB", one[0], VIEWS, *one[1:]) for one in reported),
         note="" if reported else "Its project reports no figure of its own for it.",
         made_from=f"torchvision/resnet{depth}",
     )
 
 
-NOBODY = "Nobody has published an accuracy for this network; its kernels are inflated from a 2D checkpoint of yours."
-I3D_64, FLOW_64 = (3, 64, 224, 224), (2, 64, 224, 224)
+def _as_i3d(name: str, title: str, paper: str, *, parameters: int, gmacs: float, side: int = 224) -> Network:
+    """Describe a 2D classifier of torchvision that is inflated as I3D was."""
+    source = f"torchvision/{name}"
+    return Network(
+        title,
+        partial(inflated_classifier, source, num_classes=400),
+        f"{paper}, inflated",
+        {"rgb": (3, 64, side, side)},
+        parameters=parameters,
+        gmacs=gmacs,
+        note=NOBODY,
+        made_from=source,
+    )
+
 
 MODELS: dict[str, Network] = {
     "i3d": Network(
@@ -201,97 +221,51 @@ MODELS: dict[str, Network] = {
     ),
     "i3d-r50-8x8": _resnet(
         "pyslowfast-8x8",
+        (SCRATCH, 73.5, 90.8, "PySlowFast, " + ZOO),
+        (SCRATCH, 73.27, 90.70, "PyTorchVideo, " + ZOO),
         gmacs=28.41,
-        reported=(
-            Reported("RGB", SCRATCH, VIEWS, 73.5, 90.8, "PySlowFast, " + ZOO),
-            Reported("RGB", SCRATCH, VIEWS, 73.27, 90.70, "PyTorchVideo, " + ZOO),
-        ),
     ),
     "i3d-nl-r50-8x8": _resnet(
-        "pyslowfast-8x8",
-        gmacs=36.54,
-        non_local=True,
-        reported=(Reported("RGB", SCRATCH, VIEWS, 74.0, 91.1, "PySlowFast, " + ZOO),),
+        "pyslowfast-8x8", (SCRATCH, 74.0, 91.1, "PySlowFast, " + ZOO), gmacs=36.54, non_local=True
     ),
     "i3d-r101-8x8": _resnet("pyslowfast-8x8", gmacs=46.96, depth=101),
-    "i3d-r50-nonlocal-8f": _resnet(
-        "nonlocal-8f", gmacs=28.11, reported=(Reported("RGB", BOTH, VIEWS, 73.4, None, "video-nonlocal-net, README"),)
-    ),
-    "i3d-nl-r50-nonlocal-8f": _resnet(
-        "nonlocal-8f",
-        gmacs=36.24,
-        non_local=True,
-        reported=(Reported("RGB", BOTH, VIEWS, 74.7, None, "video-nonlocal-net, README"),),
-    ),
-    "i3d-r50-nonlocal-32f": _resnet(
-        "nonlocal-32f", gmacs=32.83, reported=(Reported("RGB", BOTH, VIEWS, 73.6, 90.8, "video-nonlocal-net, README"),)
-    ),
-    "i3d-nl-r50-nonlocal-32f": _resnet(
-        "nonlocal-32f",
-        gmacs=40.96,
-        non_local=True,
-        reported=(Reported("RGB", BOTH, VIEWS, 74.9, None, "video-nonlocal-net, README"),),
-    ),
-    "i3d-r50-mmaction2-32x2": _resnet(
-        "mmaction2-32x2", gmacs=33.13, reported=(Reported("RGB", BOTH, VIEWS, 73.47, 91.27, "MMAction2, " + ZOO),)
-    ),
+    "i3d-r50-nonlocal-8f": _resnet("nonlocal-8f", (BOTH, 73.4, None, NONLOCAL), gmacs=28.11),
+    "i3d-nl-r50-nonlocal-8f": _resnet("nonlocal-8f", (BOTH, 74.7, None, NONLOCAL), gmacs=36.24, non_local=True),
+    "i3d-r50-nonlocal-32f": _resnet("nonlocal-32f", (BOTH, 73.6, 90.8, NONLOCAL), gmacs=32.83),
+    "i3d-nl-r50-nonlocal-32f": _resnet("nonlocal-32f", (BOTH, 74.9, None, NONLOCAL), gmacs=40.96, non_local=True),
+    "i3d-r50-mmaction2-32x2": _resnet("mmaction2-32x2", (BOTH, 73.47, 91.27, "MMAction2, " + ZOO), gmacs=33.13),
     "i3d-nl-r50-mmaction2-32x2": _resnet(
-        "mmaction2-32x2",
-        gmacs=44.34,
-        non_local=True,
-        reported=(Reported("RGB", BOTH, VIEWS, 74.73, None, "MMAction2, " + ZOO),),
+        "mmaction2-32x2", (BOTH, 74.73, None, "MMAction2, " + ZOO), gmacs=44.34, non_local=True
     ),
-    "i3d-r50-gluoncv-32x2": _resnet(
-        "gluoncv-32x2", gmacs=33.13, reported=(Reported("RGB", BOTH, VIEWS, 74.87, None, "GluonCV, " + ZOO),)
-    ),
+    "i3d-r50-gluoncv-32x2": _resnet("gluoncv-32x2", (BOTH, 74.87, None, "GluonCV, " + ZOO), gmacs=33.13),
     "i3d-nl-r50-gluoncv-32x2": _resnet(
-        "gluoncv-32x2",
-        gmacs=53.31,
-        non_local=True,
-        reported=(Reported("RGB", BOTH, VIEWS, 75.17, None, "GluonCV, " + ZOO),),
+        "gluoncv-32x2", (BOTH, 75.17, None, "GluonCV, " + ZOO), gmacs=53.31, non_local=True
     ),
-    "i3d-r101-gluoncv-32x2": _resnet(
-        "gluoncv-32x2", gmacs=51.68, depth=101, reported=(Reported("RGB", BOTH, VIEWS, 75.10, None, "GluonCV, " + ZOO),)
+    "i3d-r101-gluoncv-32x2": _resnet("gluoncv-32x2", (BOTH, 75.10, None, "GluonCV, " + ZOO), gmacs=51.68, depth=101),
+    "3d-vgg16": _as_i3d(
+        "vgg16", "VGG-16 inflated as I3D was", "Simonyan & Zisserman, ICLR 2015", parameters=165_320_272, gmacs=2303.83
     ),
-    "3d-vgg16": Network(
-        "VGG-16 inflated as I3D was",
-        partial(inflated_classifier, "torchvision/vgg16", num_classes=400),
-        "Simonyan & Zisserman, ICLR 2015, inflated",
-        {"rgb": I3D_64},
-        parameters=165_320_272,
-        gmacs=2303.83,
-        note=NOBODY,
-        made_from="torchvision/vgg16",
-    ),
-    "3d-resnet50": Network(
+    "3d-resnet50": _as_i3d(
+        "resnet50",
         "ResNet-50 inflated as I3D was, 3x3x3 in every block",
-        partial(inflated_classifier, "torchvision/resnet50", num_classes=400),
-        "He et al., CVPR 2016, inflated",
-        {"rgb": I3D_64},
+        "He et al., CVPR 2016",
         parameters=47_018_576,
         gmacs=132.95,
-        note=NOBODY,
-        made_from="torchvision/resnet50",
     ),
-    "3d-densenet121": Network(
+    "3d-densenet121": _as_i3d(
+        "densenet121",
         "DenseNet-121 inflated as I3D was",
-        partial(inflated_classifier, "torchvision/densenet121", num_classes=400),
-        "Huang et al., CVPR 2017, inflated",
-        {"rgb": I3D_64},
+        "Huang et al., CVPR 2017",
         parameters=11_696_528,
         gmacs=172.99,
-        note=NOBODY,
-        made_from="torchvision/densenet121",
     ),
-    "3d-inception-v3": Network(
+    "3d-inception-v3": _as_i3d(
+        "inception_v3",
         "Inception-v3 inflated as I3D was",
-        partial(inflated_classifier, "torchvision/inception_v3", num_classes=400),
-        "Szegedy et al., CVPR 2016, inflated",
-        {"rgb": (3, 64, 299, 299)},
+        "Szegedy et al., CVPR 2016",
+        side=299,
         parameters=72_963_120,
         gmacs=442.03,
-        note=NOBODY,
-        made_from="torchvision/inception_v3",
     ),
 }
 

@@ -52,6 +52,7 @@ def cut(frames: Iterable[T], num_frames: int, stride: int, *, tail: Tail, align:
         [[None, 0, 1], [1, 2, 3]]
     """
     latest: deque[T] = deque(maxlen=num_frames)
+    reaches_back = tail == "right-align"
     lead = num_frames // 2 if align == "center" else 0
     count, start, covered = 0, -lead, 0
 
@@ -69,6 +70,8 @@ def cut(frames: Iterable[T], num_frames: int, stride: int, *, tail: Tail, align:
             if start >= 0 or tail != "drop":
                 yield piece(start)
             covered, start = count, start + stride
+            while latest and not reaches_back and count - len(latest) < start:
+                latest.popleft()  # memory that nobody needs while a network is busy
     if tail == "drop":
         return
     if align == "start" and max(covered, start) < count:
@@ -210,14 +213,16 @@ class FeatureReader:
         quantizer = "none" if codes.is_floating_point() else self.options.quantizer
         return quantize(torch.zeros_like(codes, dtype=torch.float32), quantizer)
 
-    def views(self, piece: Piece[SmallFrame | MovingFrame], stream: StreamName) -> Tensor:
-        """Make network input `[views, c, t, h, w]` of a piece.
+    def views(self, piece: Piece[SmallFrame | MovingFrame], stream: StreamName, *, takes_uint8: bool = False) -> Tensor:
+        """Make network input `[views, c, t, h, w]` of a piece; pictures as they are where the network takes them so.
 
         Raises:
             InflateError: The frames are smaller than the crop.
         """
         present = [frame for frame in piece.frames if frame is not None]
-        made = self._colors(present) if stream == "rgb" else self._motion(present)
+        as_it_is = takes_uint8 and self.options.tail != "pad-zero" and self.options.value_range is None
+        dtype = torch.uint8 if as_it_is else torch.float32
+        made = self._colors(present, dtype) if stream == "rgb" else self._motion(present)
         if len(present) == len(piece.frames):
             return made
         places = [place for place, frame in enumerate(piece.frames) if frame is not None]
@@ -225,14 +230,14 @@ class FeatureReader:
         full[:, :, places] = made
         return full
 
-    def _colors(self, frames: Sequence[SmallFrame | MovingFrame]) -> Tensor:
+    def _colors(self, frames: Sequence[SmallFrame | MovingFrame], dtype: torch.dtype) -> Tensor:
         pictures = [frame.picture for frame in frames]
         value_range, chosen = self.options.value_range or self.spec.value_range, CROP_SETS[self.options.crops]
         if chosen is None:
             return frames_to_clip(to_range(torch.stack(pictures).permute(0, 3, 1, 2), value_range), num_clips=1)
         short_side, crop = min(pictures[0].shape[:2]), self.options.crop or self.spec.crop
         spec = replace(self.spec, short_side=short_side, crop=crop, value_range=value_range)
-        return _in_order(frames_to_input(pictures, spec, chosen[0]), *chosen)
+        return _in_order(frames_to_input(pictures, spec, chosen[0], dtype=dtype), *chosen)
 
     def _motion(self, frames: Sequence[SmallFrame | MovingFrame]) -> Tensor:
         assert self.flow is not None

@@ -266,9 +266,17 @@ def collect(folder: Path, names: Sequence[str], layout: FeatureLayout, *, part: 
     return list(write_files(folder, files, drafts))
 
 
+def import_h5py() -> Any:
+    """Import what writes h5 files.
+
+    Raises:
+        InflateError: It is missing.
+    """
+    return import_extra("h5py", "hdf5", where="features, format h5", instead="take --format npz")
+
+
 def _write_hdf5(folder: Path, names: Sequence[str], layout: FeatureLayout, *, draft: Path) -> None:
-    h5py = import_extra("h5py", "hdf5", where="features, format h5", instead="take --format npz")
-    with h5py.File(draft, "w") as file:
+    with import_h5py().File(draft, "w") as file:
         for name in names:
             for part in _parts(folder, name, layout):
                 with np.load(part) as arrays:

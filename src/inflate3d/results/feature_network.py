@@ -81,6 +81,11 @@ class EndpointNetwork:
             )
         self.model = plain if single else optimize(model, precision)
 
+    @property
+    def takes_uint8(self) -> bool:
+        """Whether it takes pixels of 0..255 as well, see `Optimized`."""
+        return isinstance(self.model, Optimized) and self.model.takes_uint8
+
     def __call__(self, clips: Tensor) -> Tensor:
         """Map clips `[b, c, t, h, w]` to `[b, ...]`, float32 on the CPU.
 
@@ -94,7 +99,8 @@ class EndpointNetwork:
         inner: nn.Module = self.model.model if isinstance(self.model, Optimized) else self.model
         values = chain(inner.parameters(), inner.buffers())
         like = next((value for value in values if value.is_floating_point()), clips)  # a module may have none
-        return clips.to(like.device, torch.float32, memory_format=torch.channels_last_3d)
+        dtype = torch.uint8 if self.takes_uint8 and clips.dtype == torch.uint8 else torch.float32
+        return clips.to(like.device, dtype, memory_format=torch.channels_last_3d)
 
     def _answer(self, found: object, clips: Tensor) -> Tensor:
         if not isinstance(found, Tensor) or found.ndim not in {2, 3, 4, 5} or len(found) % len(clips):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inflate3d.errors import InflateError, import_extra
-from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, write_files
+from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, import_h5py, write_files
 from inflate3d.results.feature_manifest import Manifest, Shard, state_of
 from inflate3d.results.feature_presets import FeatureLayout, plain
 from inflate3d.results.features import Extractor, Told
@@ -308,6 +308,8 @@ def _check_layout(extractor: Extractor, layout: FeatureLayout) -> None:
             got=", ".join(faults) + f" (name {layout.name!r})",
             fix="--name '{stem}_{stream}', or --join",
         )
+    if layout.collected == "hdf5":
+        import_h5py()  # it is used at the end, when all videos are done
 
 
 def _size(path: Path) -> int:

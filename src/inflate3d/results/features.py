@@ -182,14 +182,18 @@ class Extractor:
         """Show the networks what waits, and keep the rows."""
         for video, _ in waiting:
             video.waiting -= 1
+        *_, last = self.networks
         for name, network in self.networks.items():
             shown: list[tuple[_Video, Shown, Tensor]] = []
             for video, piece in waiting:
                 try:
                     if not video.failure:
-                        shown.append((video, piece, self.reader.views(piece, name)))
+                        as_it_is = network.takes_uint8 and not self.reader.steps
+                        shown.append((video, piece, self.reader.views(piece, name, takes_uint8=as_it_is)))
                 except InflateError as error:  # frames smaller than the crop
                     video.fail(error)
+                if name == last:
+                    piece.frames.clear()  # the networks need not hold them
             if shown and self.reader.steps:
                 self._go_on(name, *shown[0])
             elif shown:

@@ -82,7 +82,8 @@ class Protocol:
     value_range: tuple[float, float] = (-1.0, 1.0)
 
 
-# Source: the code of each, as far as it can be read; `docs/fvd.md` tells them apart in a table.
+# Source: the code of each, as far as it can be read; `docs/fvd.md` tells them apart in a table. Each says all that it
+# sets, also what another one says, so that it can be read beside that code.
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (

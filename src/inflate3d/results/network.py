@@ -207,9 +207,11 @@ def begin_reading(source: Source, spec: ClipSpec, options: PredictOptions) -> Re
     return Reading(stream, cut_windows(frames, spec, options))
 
 
-def color_views(frames: Sequence[Shown], spec: ClipSpec, kind: CropKind) -> Iterator[Tensor]:
+def color_views(
+    frames: Sequence[Shown], spec: ClipSpec, kind: CropKind, *, dtype: torch.dtype = torch.float32
+) -> Iterator[Tensor]:
     """Make the views `[3, t, crop, crop]` of a window one after the other, see `input_views`."""
-    return input_views([frame.picture for frame in frames], spec, kind)
+    return input_views([frame.picture for frame in frames], spec, kind, dtype=dtype)
 
 
 class Network(NamedTuple, Generic[T]):
@@ -231,7 +233,8 @@ class Network(NamedTuple, Generic[T]):
         """Give windows with their answers, as many at once as fit."""
         views = len(CROPS[crops](0, 0))
         batches = iter(lambda: list(islice(cut, max(self.at_a_time // views, 1))), [])
-        yield from in_lanes(self.answer, batches, lanes_of(self.model))
+        unsettled = getattr(self.model, "exact", None) is not None  # of Optimized, until its first answer
+        yield from in_lanes(self.answer, batches, lanes_of(self.model), first_alone=unsettled)
 
     def answer(self, batch: list[Window[T]]) -> Tensor:
         """Give logits `[windows, classes]` in float32, averaged over the views.

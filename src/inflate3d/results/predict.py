@@ -259,9 +259,12 @@ def check_model(model: nn.Module, options: PredictOptions) -> ClipSpec:
 def _color_network(model: nn.Module, sources: Sequence[Source], options: PredictOptions) -> Network[SmallFrame]:
     spec = check_model(model, options)
     fast = _optimized(model, spec, sources, options)
-    return Network[SmallFrame](
-        fast, spec, lambda frames: color_views(frames, spec, options.crops), views_at_a_time(fast, spec, options)
-    )
+    dtype = torch.uint8 if fast.takes_uint8 else torch.float32
+
+    def input_of(frames: list[SmallFrame]) -> Iterator[Tensor]:
+        return color_views(frames, spec, options.crops, dtype=dtype)
+
+    return Network[SmallFrame](fast, spec, input_of, views_at_a_time(fast, spec, options))
 
 
 def _answer(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.clips.dataset import Sample
 from inflate3d.clips.volume import Volume, resample_to
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, lacks_package
 from inflate3d.results.answering import Answers
 from inflate3d.results.evaluate import Interval
 from inflate3d.results.prediction import Failure
@@ -81,7 +81,7 @@ def score_masks(
         progress: Is told how many of how many are done.
 
     Raises:
-        InflateError: The network is none for masks, or not one scan can be read.
+        InflateError: The network is none for masks, not one scan can be read, or a package is missing.
     """
     spec, options = spec_of(model), options or VolumeOptions()
     rows, kept, failures = [], [], []
@@ -96,6 +96,8 @@ def score_masks(
             rows.append(dice_of(found.data, there.data, len(spec.class_names)))
             kept.append(source)
         except (InflateError, OSError) as error:
+            if lacks_package(error):
+                raise
             failures.append(Failure.of(source, error))
     if not rows:
         raise InflateError(
@@ -125,7 +127,7 @@ def answer_scans(
         progress: Is told how many of how many are done.
 
     Raises:
-        InflateError: The network is none for classes, or not one scan can be read.
+        InflateError: The network is none for classes, not one scan can be read, or a package is missing.
     """
     spec = spec_of(model)
     rows, kept, failures = list[Tensor](), list[Sample](), list[Failure]()
@@ -138,6 +140,8 @@ def answer_scans(
             rows.append(logits)
             kept.append(sample)
         except (InflateError, OSError) as error:
+            if lacks_package(error):
+                raise
             failures.append(Failure.of(sample.path, error))
     if not rows:
         raise InflateError(
@@ -154,11 +158,22 @@ def answer_scans(
 def dice_of(mask: Tensor, wanted: Tensor, count: int) -> list[float]:
     """Compare two masks: twice what both have of a part, as a share of what each has; NaN if neither has it.
 
+    Raises:
+        InflateError: A mask has numbers of `count` or more.
+
     Example:
         >>> dice_of(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 4)
         [0.6666666666666666, 0.6666666666666666, nan]
     """
     ours, theirs = mask.flatten().long(), wanted.flatten().long()
+    if (most := int(torch.cat([ours, theirs]).max())) >= count:
+        raise InflateError(
+            "a mask has a part that nobody named",
+            where="dice_of",
+            expected=f"numbers below {count}",
+            got=f"numbers up to {most}",
+            fix="name all parts with --labels, and train with them",
+        )
     both = torch.bincount(ours[ours == theirs], minlength=count).double()
     each = torch.bincount(ours, minlength=count).double() + torch.bincount(theirs, minlength=count).double()
     shares: list[float] = (2 * both / each)[1:count].tolist()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inflate3d.clips.volume import Grid, Volume, resample_to
 from inflate3d.clips.volume_files import read_volume
 from inflate3d.clips.volume_spec import VolumeSpec, pad_to, scale, to_channels
-from inflate3d.errors import InflateError, check_options, import_extra, is_count, is_number
+from inflate3d.errors import InflateError, check_options, import_extra, is_count, is_number, lacks_package
 from inflate3d.results.prediction import Failure, Score, printable, top_scores
 from inflate3d.speed.memory import device_of
 
@@ -149,7 +149,7 @@ def predict_volumes(
         progress: Is told the name of a scan before it begins, its number, and how many there are.
 
     Raises:
-        InflateError: The network is none for volumes.
+        InflateError: The network is none for volumes, or a package is missing.
     """
     spec_of(model)
     for number, source in enumerate(sources):
@@ -157,6 +157,8 @@ def predict_volumes(
         try:
             answer: VolumePrediction | Failure = predict_volume(model, source, options)
         except (InflateError, OSError, MemoryError) as error:
+            if lacks_package(error):
+                raise
             answer = Failure.of(str(source), error)
         yield answer
 

@@ -7,12 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inflate3d.clips.transforms import to_range
+from inflate3d.inflation.convolution import Geometry, can_rectify, convolve
 from inflate3d.models.blocks import Pads, SameConv3d, SameMaxPool3d, pads_of, same_padding
-from inflate3d.models.inception import MixedBlock
+from inflate3d.models.inception import MixedBlock, Unit3d
+from inflate3d.speed.memory import give_back_memory
+from inflate3d.threads import take_share
 
 FRAMES_AT_A_TIME = 4  # which stay in the processor's cache
 FRAMES_IN_A_SLICE = 8  # for each, oneDNN lays the kernel out anew
 LARGE_BYTES = 8 * 2**20
+HUGE_BYTES = 32 * 2**20  # what lies free between living tensors has no room for it, and is given back first
 
 
 class SeparableMaxPool3d(nn.Module):
@@ -111,13 +116,23 @@ def _every(x: Tensor, axis: int, start: int, stride: int, count: int) -> Tensor:
 class Pointwise(nn.Module):
     """A 1x1x1 convolution as one matrix product over channels-last positions."""
 
+    rectified = False  # as `SameConv3d`'s
+
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(convolution.weight.detach().flatten(1)), convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to `[b, out, t, h, w]`."""
-        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
+        rows = x.permute(0, 2, 3, 4, 1)
+        if not self.rectified:
+            found = F.linear(rows, self.weight, self.bias)
+        elif can_rectify(rows, self.weight):
+            rows = rows.to(self.weight.dtype)
+            found = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "relu", [], "")
+        else:
+            found = F.linear(rows, self.weight, self.bias).relu()
+        return found.permute(0, 4, 1, 2, 3)
 
 
 class PairedConv3d(nn.Module):
@@ -126,6 +141,8 @@ class PairedConv3d(nn.Module):
     Twice the channels and half the columns: in bfloat16 the first convolution of I3D takes 0.82 of the time, in float32
     it would take longer. In channels-last memory the pairs are a free view.
     """
+
+    rectified = False  # as `SameConv3d`'s
 
     def __init__(self, convolution: SameConv3d) -> None:
         super().__init__()
@@ -145,7 +162,19 @@ class PairedConv3d(nn.Module):
         pads = [*pads[:2], (front, 2 * columns - width - front)]
         x = F.pad(x, [side for pad in reversed(pads) for side in pad])
         x = x.permute(0, 2, 3, 4, 1).unflatten(3, (columns, 2)).flatten(4).permute(0, 4, 1, 2, 3)
-        return F.conv3d(x, self.weight, self.bias, (*self.stride[:2], 1))
+        geometry = Geometry((*self.stride[:2], 1), (0, 0, 0))
+        return convolve(x, self.weight, self.bias, geometry=geometry, rectified=self.rectified)
+
+
+def rectify_units(model: nn.Module) -> list[str]:
+    """Let convolutions do the work of the ReLU behind them, in place, and say how many.
+
+    oneDNN's ReLU makes 0 of NaN. Weights that hold any never come here: their batch norms have not been folded.
+    """
+    units = [unit for unit in model.modules() if isinstance(unit, Unit3d) and type(unit.batch_norm) is nn.Identity]
+    for unit in units:
+        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[assignment]
+    return [f"{len(units)} convolutions that rectify"] if units else []
 
 
 def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -154,7 +183,7 @@ def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     Args:
         layers: The first one a sequence of a convolution and what works on each value alone, as `Unit3d`; the others
             work within frames.
-        x: `[b, c, t, h, w]`.
+        x: `[b, c, t, h, w]`; uint8 becomes -1..1.
 
     Returns:
         What they give one after the other.
@@ -162,6 +191,7 @@ def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     convolution, *values = cast(nn.Sequential, layers[0])
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if plain or not isinstance(convolution, SameConv3d | PairedConv3d):
+        x = to_range(x) if x.dtype == torch.uint8 else x
         for layer in layers:
             x = layer(x)
         return x
@@ -170,9 +200,11 @@ def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     total = (length + front + back - kernel) // stride + 1
     found = x
     for first in range(0, total, FRAMES_IN_A_SLICE):
+        take_share()
         last = min(first + FRAMES_IN_A_SLICE, total)
         start, stop = first * stride - front, (last - 1) * stride - front + kernel  # of the input, zeros counted
-        part = x[:, :, max(start, 0) : min(stop, length)].to(convolution.weight.dtype)
+        part = x[:, :, max(start, 0) : min(stop, length)]
+        part = (to_range(part) if part.dtype == torch.uint8 else part).to(convolution.weight.dtype)
         part = convolution.padded(part, [(max(-start, 0), max(stop - length, 0)), *around])
         for layer in (*values, *layers[1:]):
             part = layer(part)
@@ -194,12 +226,16 @@ class JoinedBranches(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to the outputs of all branches, one after the other along the channels."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.nbytes < LARGE_BYTES:
+            take_share()
             return torch.cat([branch(x) for branch in self.values()], 1)
         widths = [[value for value in branch.parameters() if value.ndim > 1][-1].shape[0] for branch in self.values()]
         found, start = x, 0
         for branch, width in zip(self.values(), widths, strict=True):
+            take_share()
             part = branch(x)
             if start == 0:
+                if part.nbytes // width * sum(widths) >= HUGE_BYTES:
+                    give_back_memory()
                 found = _empty(part, 1, sum(widths))
             found[:, start : start + width] = part
             start += width

@@ -29,7 +29,7 @@ class StreamedI3d(nn.Module):
         super().__init__()
         self.net, self.borders, self.num_frames = net, borders, num_frames
         self.frames = num_frames  # of the video where the run has come to
-        self.rule = replace(net.clip_rule, spec=replace(net.clip_spec, min_frames=1))
+        self.rule = replace(net.clip_rule, spec=replace(net.clip_spec, min_frames=1), takes_uint8=False)
 
     def forward(self, piece: Tensor) -> Tensor:
         """Answer the next frames `[b, c, t, h, w]` with the logits of the next steps, `[b, steps, classes]`."""

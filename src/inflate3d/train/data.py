@@ -82,10 +82,46 @@ class Unreadable:
             )
 
 
-class ClipDataset(Dataset[Any]):
-    """Clips as bytes, with targets.
+class SampleDataset(Dataset[Any]):
+    """Samples that are read when they are shown.
 
-    In training a clip that cannot be read is replaced by the next one that can; else it is marked as not valid.
+    In training one that cannot be read is replaced by the next one that can; else it is marked as not valid.
+
+    Attributes:
+        samples: Videos or scans.
+        is_train: Whether what is shown of them is drawn.
+    """
+
+    samples: Sequence[Sample]
+    is_train: bool
+
+    def show(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """Read a sample: what is shown of it, and its target."""
+        raise NotImplementedError
+
+    def blank(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Give what stands for a sample that cannot be read."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
+        index, seed = drawn
+        failed: list[tuple[str, str]] = []
+        for step in range(min(TRIES, len(self.samples)) if self.is_train else 1):
+            sample = self.samples[(index + step) % len(self.samples)]
+            try:
+                clip, target = self.show(sample, seed)
+                return {"clip": clip, "target": target, "valid": True, "failed": failed}
+            except Exception as error:  # whatever a strange file sets off
+                failed.append((sample.path, str(error) or repr(error)))
+        clip, target = self.blank(self.samples[index])
+        return {"clip": clip, "target": target, "valid": False, "failed": failed}
+
+
+class ClipDataset(SampleDataset):
+    """Clips as bytes, with targets.
 
     Args:
         samples: Videos.
@@ -101,29 +137,17 @@ class ClipDataset(Dataset[Any]):
         self.samples, self.recipe, self.how, self.num_classes, self.is_train = samples, recipe, how, num_classes, train
         self.window = Window(recipe.num_frames, recipe.frame_step, recipe.crop)
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
-        index, seed = drawn
-        failed: list[tuple[str, str]] = []
-        for step in range(min(TRIES, len(self.samples)) if self.is_train else 1):
-            sample = self.samples[(index + step) % len(self.samples)]
-            try:
-                clip, start = self.clip(sample, seed)
-                return {"clip": clip, "target": self.target(sample, start), "valid": True, "failed": failed}
-            except Exception as error:  # whatever a strange file sets off
-                failed.append((sample.path, str(error) or repr(error)))
-        crop = self.recipe.crop
-        empty = torch.full((STREAM_CHANNELS[self.recipe.stream], self.recipe.num_frames, crop, crop), 127)
-        target = self.target(self.samples[index], 0)
-        return {"clip": empty.byte(), "target": target, "valid": False, "failed": failed}
-
-    def clip(self, sample: Sample, seed: int) -> tuple[Tensor, int]:
-        """Cut what is shown of a sample: `[c, t, h, w]` uint8; gives the number of its first frame too."""
+    def show(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """Cut what is shown of a sample, `[c, t, h, w]` uint8, and give its target there."""
         frames = decoded_frames(sample.path, self.how)
         view = self.view(frames, seed)
-        return cut_view(frames, self.window, view), view.start
+        return cut_view(frames, self.window, view), self.target(sample, view.start)
+
+    def blank(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Give grey frames."""
+        crop = self.recipe.crop
+        grey = torch.full((STREAM_CHANNELS[self.recipe.stream], self.recipe.num_frames, crop, crop), 127)
+        return grey.byte(), self.target(sample, 0)
 
     def view(self, frames: Tensor, seed: int) -> View:
         """Choose what is shown."""

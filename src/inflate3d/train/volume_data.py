@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from inflate3d.arrays import check_npz
 from inflate3d.atomic import replacing
@@ -24,7 +23,7 @@ from inflate3d.clips.volume import MAX_VOXELS, Grid, Volume, resample
 from inflate3d.clips.volume_files import find_volumes, read_volume
 from inflate3d.clips.volume_spec import VolumeSpec, VolumeTask, pad_to, scale
 from inflate3d.errors import InflateError, import_extra, in_a_line, list_faults
-from inflate3d.train.data import TRIES, Drawn
+from inflate3d.train.data import SampleDataset
 from inflate3d.train.recipe import VolumeRecipe
 
 Normalized = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
@@ -195,7 +194,8 @@ def _part_names(masks: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0].removesuffix(CHANNEL)
+    name = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]  # a folder of DICOM files
+    return name.removesuffix(CHANNEL)
 
 
 def _listed(path: Path) -> str:
@@ -274,11 +274,10 @@ def spec_for(recipe: VolumeRecipe, data: VolumeSplits, normalized: Normalized = 
     )
 
 
-class VolumePatches(Dataset[Any]):
+class VolumePatches(SampleDataset):
     """Scans in the form that a network wants, with targets; patches of them in training.
 
-    A scan is read and scaled once; then it lies in a folder in half precision, and patches are read from there. In
-    training a scan that cannot be read is replaced by the next one that can; else it is marked as not valid.
+    A scan is read and scaled once; then it lies in a folder in half precision, and patches are read from there.
 
     Args:
         samples: Scans.
@@ -302,24 +301,16 @@ class VolumePatches(Dataset[Any]):
         self.samples, self.data, self.recipe = samples, data, recipe
         self.spec, self.folder, self.is_train = spec, folder, train
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def show(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """Cut what is shown of a scan, `[1, d, h, w]` in 0..1, and give its mask or class."""
+        image, mask = self.scaled(sample)
+        image, mask = self.view(image.float(), mask, seed)
+        return image, torch.tensor(sample.labels[0]) if mask is None else mask
 
-    def __getitem__(self, drawn: Drawn) -> dict[str, Any]:
-        index, seed = drawn
-        failed: list[tuple[str, str]] = []
-        for step in range(min(TRIES, len(self.samples)) if self.is_train else 1):
-            sample = self.samples[(index + step) % len(self.samples)]
-            try:
-                image, mask = self.scaled(sample)
-                image, mask = self.view(image.float(), mask, seed)
-                target = torch.tensor(sample.labels[0]) if mask is None else mask
-                return {"clip": image, "target": target, "valid": True, "failed": failed}
-            except Exception as error:  # whatever a strange file sets off
-                failed.append((sample.path, str(error) or repr(error)))
+    def blank(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Give an empty patch."""
         empty = torch.zeros((1, *self.spec.patch))
-        target = empty.byte() if self.spec.task == "mask" else torch.tensor(0)
-        return {"clip": empty, "target": target, "valid": False, "failed": failed}
+        return empty, empty.byte() if self.spec.task == "mask" else torch.tensor(0)
 
     def scaled(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
         """Give a scan `[1, d, h, w]` in 0..1 at the network's spacing, and its mask likewise."""

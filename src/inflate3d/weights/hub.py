@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,7 +153,7 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None, 
         See `save_pretrained`.
     """
     path = _local(Path(folder_or_repo)) if Path(folder_or_repo).is_dir() else _download(str(folder_or_repo), revision)
-    _check_file(path)
+    _check_size(path)
     if INFLATED_KEY in metadata_in(path):
         return load_inflated(path, trust=trust)
     card, names = read_card(path), _class_names_in(path)
@@ -312,13 +311,6 @@ def _download(repo: str, revision: str | None) -> Path:
             fix="name a repository that push_to_hub wrote",
         )
     return path
-
-
-def _check_file(path: Path) -> None:
-    _check_size(path)
-    metadata: Mapping[str, str] = metadata_in(path)
-    if not {CARD_KEY, INFLATED_KEY} & metadata.keys():
-        read_card(path)  # which says what is wrong
 
 
 def _check_size(path: Path) -> None:

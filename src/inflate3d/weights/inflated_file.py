@@ -57,6 +57,7 @@ class InflatedCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     volume: VolumeSpec | None = None
 
+    # likewise in `speed.exported`: what a text of a stranger has to be, each card says for itself
     def to_json(self) -> str:
         """Write the card as JSON."""
         return json.dumps({"version": VERSION, **asdict(self)})

@@ -6,6 +6,7 @@ import re
 from huggingface_hub import ModelCardData
 
 from inflate3d import __version__
+from inflate3d.models.ct import CT_NAME
 from inflate3d.weights.catalogue import Card
 from inflate3d.weights.inflated_file import InflatedCard
 
@@ -25,15 +26,18 @@ def model_page(card: AnyCard, class_names: tuple[str, ...] = ()) -> str:
     """
     if isinstance(card, InflatedCard):
         title, licensed, facts = card.name, "", _inflated_facts(card)
-        what = "a 2D network, inflated in time"
+        what, kind, task = "a 2D network, inflated in time", "video", "video-classification"
+    elif card.architecture == CT_NAME:
+        title, licensed, facts = card.name, card.license, facts_of(card)
+        what, kind, task = "a network for CT volumes", "medical", "image-feature-extraction"
     else:
-        title, licensed, facts = card.name, card.license, _facts(card)
-        what = "a network for video"
+        title, licensed, facts = card.name, card.license, facts_of(card)
+        what, kind, task = "a network for video", "video", "video-classification"
     front = ModelCardData(
         library_name="inflate3d",
         license=_license_id(licensed),
-        pipeline_tag="video-classification",
-        tags=["inflate3d", "video", "3d-convolution"],
+        pipeline_tag=task,
+        tags=["inflate3d", kind, "3d-convolution"],
     )
     rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value)
     parts = [
@@ -51,20 +55,40 @@ def model_page(card: AnyCard, class_names: tuple[str, ...] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(card: Card) -> dict[str, str]:
-    clip, (low, high) = card.clip, card.clip.value_range
+def facts_of(card: Card) -> dict[str, str]:
+    """Tell what a card says in words, by the names that readers see.
+
+    Example:
+        >>> from inflate3d.weights.catalogue import find_entry
+        >>> facts_of(find_entry("i3d-kinetics400").card)["license"]
+        'Apache-2.0 (DeepMind)'
+    """
     return {
         "architecture": card.architecture,
+        "paper": card.paper,
         "classes": f"{card.num_classes}" + (f" ({card.label_set})" if card.label_set else ""),
-        "input": f"{card.in_channels} channels, {clip.num_frames} frames at {clip.fps:g} per second, "
-        f"{clip.crop} pixels of a short side of {clip.short_side}, values in {low:g}..{high:g}",
+        "input": _input(card),
+        "how it is prepared": card.preparation,
+        "known limits": card.limits,
         "source": card.source,
+        "converted from": card.dialect,
         "license": card.license,
         "repackaged under": card.repackaged_under,
         "reported accuracy": card.reported_accuracy,
         "how it was measured": card.accuracy_protocol,
         "hash of the tensors": card.tensors_sha256,
     }
+
+
+def _input(card: Card) -> str:
+    clip, (low, high) = card.clip, card.clip.value_range
+    channels = f"{card.in_channels} channel{'s' * (card.in_channels > 1)}"
+    if card.architecture == CT_NAME:
+        return f"{channels}, {clip.num_frames} slices of {clip.crop} x {clip.crop} voxels, values in {low:g}..{high:g}"
+    return (
+        f"{channels}, {clip.num_frames} frames at {clip.fps:g} per second, {clip.crop} pixels of a short side of"
+        f" {clip.short_side}, values in {low:g}..{high:g}"
+    )
 
 
 def _inflated_facts(card: InflatedCard) -> dict[str, str]:

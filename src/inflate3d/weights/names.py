@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from inflate3d.errors import InflateError
+from inflate3d.errors import NEXT_LINE, InflateError, list_faults
 from inflate3d.models.inception import InceptionI3d
 from inflate3d.weights.dialects import COUNTER, DIALECTS, STATISTICS, Dialect, Family
 from inflate3d.weights.stored import Stored
@@ -39,7 +39,6 @@ NONLOCAL = (
 )
 ENOUGH = 0.5  # of the names, to take a file for one of a dialect
 AFFINE_EPS = 1e-5  # of batch norm in ResNets
-SHOWN = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,14 +75,11 @@ class Faults:
 
     def __str__(self) -> str:
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape or type", self.wrong))
-        return "\n            ".join(line for word, names in kinds if names for line in _told(word, sorted(names)))
-
-
-def _told(word: str, names: list[str]) -> Iterator[str]:
-    yield f"{len(names)} {word}:"
-    yield from (f"  {name}" for name in names[:SHOWN])
-    if len(names) > SHOWN:
-        yield f"  and {len(names) - SHOWN} more"
+        inner = f"{NEXT_LINE}  "
+        told = (
+            f"{len(names)} {word}:{inner}{list_faults(sorted(names), between=inner)}" for word, names in kinds if names
+        )
+        return NEXT_LINE.join(told)
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ DTYPES = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")  # of arrays
 # What pickletools and the machine raise for a file that is cut short or was never a pickle
 DAMAGED_PICKLE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, OverflowError)
 
+_BUILTINS = ("dict", "list", "set", "int", "float", "slice")
 # Settings and records that training scripts put beside their tensors. They are named, never imported, and stay empty.
 HARMLESS = frozenset(
     {
         *("argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "collections.deque"),
-        *("builtins.dict", "builtins.list", "builtins.set", "builtins.int", "builtins.float", "builtins.slice"),
-        *("__builtin__.dict", "__builtin__.list", "__builtin__.set", "__builtin__.int", "__builtin__.float"),
+        "collections.Counter",  # milestones of torch's MultiStepLR
+        *(f"builtins.{name}" for name in _BUILTINS),
+        *(f"__builtin__.{name}" for name in _BUILTINS),  # as Python 2 and the pickles of torch.save spell it
         *("datetime.datetime", "datetime.timedelta", "pathlib.PosixPath", "pathlib.Path", "pathlib.WindowsPath"),
         *("torch.device", "torch.float32", "torch.float16", "torch.bfloat16", "torch.int64", "torch.Generator"),
         *("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "addict.addict.Dict", "easydict.EasyDict"),

@@ -30,7 +30,7 @@ IMPORTED_AS = {
     "pynrrd": "nrrd",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
 }
-NOT_OF_COMMANDS = {"dev", "docs"}
+NOT_OF_COMMANDS = {"dev", "docs", "test"}
 SPEC = VolumeSpec("mask", ("background", "lump"), (1.0, 1.0, 1.0), (8, 16, 16), window=(0.0, 1.0))
 SMALL = ("--model", "timm/test_resnet", "--weights", "none", "--window", "4", "--crop", "32", "--resize", "32")
 

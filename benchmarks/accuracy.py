@@ -130,8 +130,12 @@ def _of_pictures(model: nn.Module, images: Tensor) -> Answer:
 
 def _compared(found: Tensor, wanted: Tensor) -> Answer:
     found, wanted = found.double(), wanted.double()
+    first, second = wanted.topk(2).values.T
+    other = found.argmax(1) != wanted.argmax(1)
     return {
-        "same_first": int((found.argmax(1) == wanted.argmax(1)).sum()),
+        "same_first": int((~other).sum()),
+        # by how much the right answer led where it was lost
+        "lead_lost": float(((first - second) * other).max() / wanted.abs().max()),
         "lowest_cosine": float(F.cosine_similarity(found, wanted).min()),
         "difference": float((found - wanted).abs().max() / wanted.abs().max()),
     }

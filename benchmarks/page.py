@@ -265,13 +265,25 @@ other videos.
     rows = []
     for name, row in shown["models"].items():
         for way in ("fp32", "bf16"):
-            cells = [f"{row[way]['same_first']} of {shown['pictures']}", f"{row[way]['lowest_cosine']:.6f}"]
+            found = row[way]
+            cells = [f"{found['same_first']} of {shown['pictures']}", f"{found['lowest_cosine']:.6f}"]
+            cells += [f"{found[what]:.0e}" if found[what] else "" for what in ("difference", "lead_lost")]
             rows.append([f"{name}, {way}", row["weights"], str(row["different_answers"]), *cells])
-    titles = ["inflated", "weights", "different answers", "same first answer", "lowest cosine"]
+    titles = [
+        "inflated",
+        "weights",
+        "different answers",
+        "same first answer",
+        "lowest cosine",
+        "off by",
+        "lost a lead of",
+    ]
     return f"""{text}
 
 {shown["pictures"]} pictures, each shown for {shown["frames"]} frames, beside the 2D model. Random weights tell less
-than trained ones; batch norms have the statistics of the pictures, so that not all get the same answer.
+than trained ones; batch norms have the statistics of the pictures, so that not all get the same answer. The lead is
+that of the 2D model's first answer over its second, of the largest logit: one that is smaller than what bfloat16 is off
+by is a tie.
 
 {_table(titles, rows)}"""
 

@@ -22,7 +22,6 @@ from inflate3d.speed.layers import (
     FrameMaxPool3d,
     HalfMaxPool3d,
     PairedConv3d,
-    Pointwise,
     SeparableMaxPool3d,
     run_in_slices,
 )
@@ -172,24 +171,7 @@ def test_pixels_may_come_as_uint8_and_give_the_very_same(precision):
         other(pixels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["convolution", "pointwise", "paired"])
-@pytest.mark.parametrize("with_gradients", [False, True])
-def test_a_convolution_that_rectifies_is_the_convolution_and_the_relu(dtype, kind, with_gradients):
-    kernel, stride = {"convolution": (3, 1), "pointwise": (1, 1), "paired": (5, 2)}[kind]
-    layer = SameConv3d(3, 5, (kernel,) * 3, stride=(stride,) * 3, bias=True)
-    layer = {"pointwise": Pointwise, "paired": PairedConv3d}.get(kind, lambda same: same)(layer).to(dtype)
-    x = torch.randn(1, 3, 7, 11, 13).to(dtype).contiguous(memory_format=torch.channels_last_3d)
-    with torch.set_grad_enabled(with_gradients):
-        wanted = layer(x).relu()
-        layer.rectified = True
-        found = layer(x)
-    assert wanted.amax() > 0
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert found.requires_grad == with_gradients
-
-
-def test_weights_that_are_no_number_are_not_rectified_away():
+def test_weights_that_are_no_number_reach_the_answer():
     model = InceptionI3d(num_classes=5).eval()
     model.Mixed_4c.Branch_1.Conv3d_0b_3x3.conv_3d.weight.data[0, 0, 0, 0, 0] = float("nan")
     with pytest.warns(InflateWarning, match="by nan of the largest value"):

@@ -20,8 +20,8 @@ class Geometry(NamedTuple):
     groups: int = 1
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geometry, rectified: bool = False) -> Tensor:
-    """Convolve `[b, c, t, h, w]` as `F.conv3d` does, by the fastest way there is; `rectified` sets values below 0 to 0.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geometry) -> Tensor:
+    """Convolve `[b, c, t, h, w]` as `F.conv3d` does, by the fastest way there is.
 
     For one small clip in float32, `F.conv3d` copies the input once for each place of the kernel instead of asking
     oneDNN (torch 2.14, ATen/native/Convolution.cpp, use_mkldnn). oneDNN in turn has no fast gradients for depthwise 3D
@@ -35,13 +35,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
         >>> convolve(torch.ones(1, 1, 3, 4, 5), kernel, None, geometry=once).shape
         torch.Size([1, 1, 1, 2, 3])
     """
-    if rectified:
-        if can_rectify(x, weight):
-            found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x.to(weight.dtype), weight, bias, geometry.padding, geometry.stride, *geometry[2:], "relu", [], ""
-            )
-            return found
-        return convolve(x, weight, bias, geometry=geometry).relu()
     stride, padding, dilation, groups = geometry
     reach = dilation[0] * (weight.shape[2] - 1) + 1
     if padding[0] and torch.is_grad_enabled() and _is_half(x) and x.shape[2] < reach:
@@ -61,21 +54,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, geometry: Geomet
         return F.conv3d(x, weight, bias, *geometry)
     bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
-
-
-def can_rectify(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether oneDNN can set values below 0 to 0 while it writes them, in a layer that needs no gradients.
-
-    Example:
-        >>> can_rectify(torch.ones(1, 1, 3, 4, 5), torch.ones(1, 1, 3, 3, 3).double())
-        False
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and _runs_here(x, weight)
-        and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
 
 
 def _is_half(x: Tensor) -> bool:

@@ -217,7 +217,6 @@ class SameConv3d(nn.Conv3d):
     """A 3D convolution with zero padding: SAME for any `[b, c, t, h, w]`, or `static`."""
 
     rule: Padding = "same"
-    rectified = False  # whether it does the work of the ReLU behind it as well
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple, *, stride: Triple, bias: bool) -> None:
         super().__init__(in_channels, out_channels, kernel, stride=stride, bias=bias)
@@ -235,8 +234,7 @@ class SameConv3d(nn.Conv3d):
         if _lopsided(pads):
             x = F.pad(x, _for_torch(pads))
             front = (0, 0, 0)
-        geometry = Geometry(self.stride, front)
-        return convolve(x, self.weight, self.bias, geometry=geometry, rectified=self.rectified)
+        return convolve(x, self.weight, self.bias, geometry=Geometry(self.stride, front))
 
 
 class SameMaxPool3d(nn.Module):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.clips.transforms import to_range
-from inflate3d.inflation.convolution import Geometry, can_rectify, convolve
+from inflate3d.inflation.convolution import Geometry, convolve
 from inflate3d.models.blocks import Pads, SameConv3d, SameMaxPool3d, pads_of, same_padding
-from inflate3d.models.inception import MixedBlock, Unit3d
+from inflate3d.models.inception import MixedBlock
 from inflate3d.speed.memory import give_back_memory
 from inflate3d.threads import take_share
 
@@ -116,8 +116,6 @@ def _every(x: Tensor, axis: int, start: int, stride: int, count: int) -> Tensor:
 class Pointwise(nn.Module):
     """A 1x1x1 convolution as one matrix product over channels-last positions."""
 
-    rectified = False  # as `SameConv3d`'s
-
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(convolution.weight.detach().flatten(1)), convolution.bias
@@ -125,13 +123,7 @@ class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, c, t, h, w]` to `[b, out, t, h, w]`."""
         rows = x.permute(0, 2, 3, 4, 1)
-        if not self.rectified:
-            found = F.linear(rows, self.weight, self.bias)
-        elif can_rectify(rows, self.weight):
-            rows = rows.to(self.weight.dtype)
-            found = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "relu", [], "")
-        else:
-            found = F.linear(rows, self.weight, self.bias).relu()
+        found = F.linear(rows, self.weight, self.bias)
         return found.permute(0, 4, 1, 2, 3)
 
 
@@ -141,8 +133,6 @@ class PairedConv3d(nn.Module):
     Twice the channels and half the columns: in bfloat16 the first convolution of I3D takes 0.82 of the time, in float32
     it would take longer. In channels-last memory the pairs are a free view.
     """
-
-    rectified = False  # as `SameConv3d`'s
 
     def __init__(self, convolution: SameConv3d) -> None:
         super().__init__()
@@ -163,18 +153,7 @@ class PairedConv3d(nn.Module):
         x = F.pad(x, [side for pad in reversed(pads) for side in pad])
         x = x.permute(0, 2, 3, 4, 1).unflatten(3, (columns, 2)).flatten(4).permute(0, 4, 1, 2, 3)
         geometry = Geometry((*self.stride[:2], 1), (0, 0, 0))
-        return convolve(x, self.weight, self.bias, geometry=geometry, rectified=self.rectified)
-
-
-def rectify_units(model: nn.Module) -> list[str]:
-    """Let convolutions do the work of the ReLU behind them, in place, and say how many.
-
-    oneDNN's ReLU makes 0 of NaN. Weights that hold any never come here: their batch norms have not been folded.
-    """
-    units = [unit for unit in model.modules() if isinstance(unit, Unit3d) and type(unit.batch_norm) is nn.Identity]
-    for unit in units:
-        unit.conv_3d.rectified, unit.relu = True, nn.Identity()  # type: ignore[union-attr]
-    return [f"{len(units)} convolutions that rectify"] if units else []
+        return convolve(x, self.weight, self.bias, geometry=geometry)
 
 
 def run_in_slices(layers: Sequence[nn.Module], x: Tensor) -> Tensor:

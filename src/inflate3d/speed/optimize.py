@@ -29,7 +29,6 @@ from inflate3d.speed.layers import (
     PairedConv3d,
     Pointwise,
     SeparableMaxPool3d,
-    rectify_units,
     run_in_slices,
 )
 from inflate3d.speed.memory import copy_sharing, device_of, give_back_memory, keep_memory, own_values, values_of
@@ -252,7 +251,6 @@ def _with_faster_layers(model: nn.Module, example: Tensor | None) -> tuple[nn.Mo
     if isinstance(fast, InceptionI3d) and device_of(fast).type == "cpu":
         fast.run_joined = run_in_slices
         fast.clip_rule = replace(fast.clip_rule, takes_uint8=fast.clip_spec.value_range == (-1, 1))
-        steps += rectify_units(fast)
         _replaced(fast, MixedBlock, JoinedBranches, "blocks whose branches are written side by side")
     return fast, [*steps, "channels-last"]
 
@@ -325,9 +323,7 @@ def _few_frames(pool: SameMaxPool3d) -> nn.Module | None:
 def _paired(layer: SameConv3d) -> nn.Module | None:
     if layer.in_channels > FEW_CHANNELS or layer.stride[2] != 2:
         return None
-    paired = PairedConv3d(layer)
-    paired.rectified = layer.rectified
-    return paired
+    return PairedConv3d(layer)
 
 
 def _pointwise(layer: SameConv3d) -> nn.Module | None:

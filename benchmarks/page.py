@@ -265,19 +265,12 @@ other videos.
     rows = []
     for name, row in shown["models"].items():
         for way in ("fp32", "bf16"):
-            found = row[way]
-            cells = [f"{found['same_first']} of {shown['pictures']}", f"{found['lowest_cosine']:.6f}"]
-            cells += [f"{found[what]:.0e}" if found[what] else "" for what in ("difference", "lead_lost")]
+            answers = row[way]
+            cells = [f"{answers['same_first']} of {shown['pictures']}", f"{answers['lowest_cosine']:.6f}"]
+            cells += [f"{answers[what]:.0e}" if answers[what] else "" for what in ("difference", "lead_lost")]
             rows.append([f"{name}, {way}", row["weights"], str(row["different_answers"]), *cells])
-    titles = [
-        "inflated",
-        "weights",
-        "different answers",
-        "same first answer",
-        "lowest cosine",
-        "off by",
-        "lost a lead of",
-    ]
+    titles = ["inflated", "weights", "different answers", "same first answer", "lowest cosine"]
+    titles += ["off by", "lost a lead of"]
     return f"""{text}
 
 {shown["pictures"]} pictures, each shown for {shown["frames"]} frames, beside the 2D model. Random weights tell less

@@ -4,6 +4,7 @@ VENV ?= .venv
 LOWEST ?= .venv-lowest
 WORKERS ?= 2
 EXAMPLES ?= 2000
+REPORT := -o junit_family=xunit1 --junitxml build
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -21,11 +22,11 @@ demo: setup
 	$(BIN)/inflate3d demo
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(REPORT)/test.xml
 
 # Those that take seconds each: tests/slow.txt, which `make slow-list` writes anew from a run of all.
 slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(REPORT)/slow.xml
 
 # On the oldest versions that pyproject.toml allows, in an environment of their own (7 GB). Gradio, which the page needs,
 # wants newer ones of other packages.
@@ -79,7 +80,7 @@ bench: setup
 
 # All that is claimed, by the commands of docs/claims.toml; docs/verified.md says what they may be given.
 verify: setup
-	$(BIN)/python docs/verify.py --data "$(DATA)" --peers "$(PEERS)" $(ARGUMENTS)
+	$(BIN)/python docs/verify.py --data "$(DATA)" --peers "$(PEERS)" --reports $(wildcard build/*.xml) $(ARGUMENTS)
 
 mutations: setup
 	$(BIN)/python tests/mutations.py

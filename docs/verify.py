@@ -1,11 +1,12 @@
 """Check everything that is claimed, command by command, and write verified.json and verified.md: `make verify`.
 
-    python docs/verify.py [--only PATTERN] [--data FOLDER] [--peers FOLDER] [--have idle hours ...]
+    python docs/verify.py [--only PATTERN] [--data FOLDER] [--peers FOLDER] [--have idle hours ...] [--reports FILE ...]
     python docs/verify.py --draw      # runs nothing: figures of other pages are taken over, and the page is written
 
 Claims stand in claims.toml, and claims.py says how. A result stands in verified.json as soon as it is there, so that a
 run that is stopped goes on where it was; what another state of the package gave is checked again (not with `--keep`).
-What needs more than a checkout (see `NEEDS`) is left out unless it is said to be there. A claim that fails without an
+What needs more than a checkout (see `NEEDS`) is left out unless it is said to be there. Claims that are tests are
+judged by what `make test` and `make slow` reported, where that is newer than the code. A claim that fails without an
 explanation in the list makes the exit code 1.
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 
 from claims import NEEDS, ROOT, Claim, Row, judged, read_claims, taken_over, unexplained
 from machine import Settings, describe_machine  # of benchmarks, which claims.py made known
+from named_tests import find_named, is_named, read_reports, summary
 
 from inflate3d.atomic import write_text
 
@@ -42,10 +44,11 @@ says why), {not_run} were not run.
 
 `make verify` checks what a checkout is enough for. Add `DATA=FOLDER` for clips, scans and pictures, `PEERS=FOLDER` (see
 `benchmarks/README.md`), and `ARGUMENTS="--have idle hours network browser"` for what needs a quiet machine, more than
-half an hour, a package registry, or Chromium; `ARGUMENTS="--only PATTERN"` checks some anew. Commands are those of bash
-at the root of a checkout, `$EMPTY` is an empty folder. Where a figure comes from another page, it has the date and the
-machine of that page; else date, commit and [machine](#machines-and-versions) stand beside it. The list is in
-`docs/claims.toml`, the raw results are in `docs/verified.json`."""
+half an hour, a package registry, or Chromium; `ARGUMENTS="--only PATTERN"` checks some anew. After `make test slow`,
+what is claimed by tests alone is not run again. Commands are those of bash at the root of a checkout, `$EMPTY` is an
+empty folder. Where a figure comes from another page, it has the date and the machine of that page; else date, commit
+and [machine](#machines-and-versions) stand beside it. The list is in `docs/claims.toml`, the raw results are in
+`docs/verified.json`."""
 TITLES = ("| claim | command | figure | wanted | | when | why |", "|---|---|---|---|---|---|---|")
 
 
@@ -58,12 +61,17 @@ def main() -> None:
     parser.add_argument("--have", nargs="*", default=[], choices=[*NEEDS][2:], help="what is there besides")
     parser.add_argument("--keep", action="store_true", help="keep what another state of the package gave")
     parser.add_argument("--draw", action="store_true", help="run nothing")
+    parser.add_argument("--reports", nargs="*", default=[], type=Path, help="of runs of the tests, in JUnit's XML")
     options = parser.parse_args()
     claims = read_claims()
     record(claims, {claim.id: taken_over(claim) for claim in claims if claim.file})
+    about, machines = ({}, {}) if options.draw else here()
+    if reports := [path for path in options.reports if is_current(path)]:
+        found = reported([claim for claim in claims if not claim.file and is_named(claim.run)], reports)
+        print(f"{', '.join(map(str, reports))}: {len(found)} claims", flush=True)
+        record(claims, {name: row | about for name, row in found.items()}, machines)
     rows = read_results()["rows"]
     jobs = [] if options.draw else [claim for claim in claims if wanted(claim, rows, options)]
-    about, machines = here() if jobs else ({}, {})
     folders = {name: str(Path(given).resolve()) for name in ("data", "peers") if (given := getattr(options, name))}
     for number, (command, asked) in enumerate(by_command(jobs), start=1):
         print(f"{number}: {command}", flush=True)
@@ -138,6 +146,27 @@ def by_command(claims: Sequence[Claim]) -> Iterator[tuple[str, list[Claim]]]:
     """Put claims together that share a command."""
     commands = dict.fromkeys(claim.run for claim in claims)
     return ((command, [claim for claim in claims if claim.run == command]) for command in commands)
+
+
+def is_current(report: Path) -> bool:
+    """Whether no code is newer than a report of the tests."""
+    written = report.stat().st_mtime
+    code = (path for name in ("src", "tests") for path in (ROOT / name).rglob("*.py"))
+    newer = [path for path in code if path.stat().st_mtime > written]
+    if newer:
+        print(f"{report} is older than {newer[0].relative_to(ROOT)}: its tests are run again", file=sys.stderr)
+    return not newer
+
+
+def reported(claims: Sequence[Claim], reports: Sequence[Path]) -> dict[str, Row]:
+    """Judge claims by reports of the tests, where those hold all of a claim's tests."""
+    ended, found = read_reports(reports), {}
+    for claim, names in zip(claims, find_named([claim.run for claim in claims], ROOT), strict=True):
+        if last := summary(names, ended):
+            text, code, seconds = last
+            row = judged(claim, code, text, "", seconds)
+            found[claim.id] = row | {"seconds": round(seconds, 1), "is": claim.digest()}
+    return found
 
 
 def checked(claims: Sequence[Claim], folders: dict[str, str]) -> list[Row]:

@@ -1,10 +1,12 @@
 """Claims are judged by what commands print; their page says what its JSON says, and leaves no command out."""
 
 import json
+import os
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from subprocess import run
 
 import pytest
 
@@ -224,3 +226,54 @@ def test_every_command_of_the_pages_has_a_row(published):
     assert all(
         (ROOT / "docs" / name.partition(":")[0]).exists() or name[:7] in {"README.", "CONTRIB"} for name in covered
     )
+
+
+def test_claims_that_are_tests_are_judged_by_reports_of_the_tests(verify, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take a second each time
+    tests = tmp_path / "tests" / "test_some.py"
+    tests.parent.mkdir()
+    tests.write_text("""import pytest
+
+@pytest.mark.parametrize("word", ["a", "b c", "d/é|e::f"])
+def test_good(word):
+    assert word
+
+def test_bad():
+    assert not __file__
+
+def test_left():
+    pytest.skip("not here")
+
+@pytest.mark.xfail
+def test_known():
+    assert 0
+""")
+    report = tmp_path / "build" / "test.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(tmp_path), "tests"]
+    command += ["-o", "junit_family=xunit1", "--junitxml", str(report)]
+    assert run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+    text = (
+        listed("good", "pytest -q -n 2 tests -k good", bound=">= 3")
+        + listed("many", "pytest -q tests/test_some.py -k 'good or known'", bound=">= 4", why="one is known to fail")
+        + listed("bad", "pytest -q tests/test_some.py", why="so it is")
+        + listed("left", "pytest -q tests/test_some.py::test_left")
+        + listed("other", "pytest -q tests/test_some.py -k good && echo 9 passed", bound="= 9")
+    )
+    code, rows, told = check(verify, capsys, text, "--reports", str(report), "--only", "nothing")
+    assert "4 claims" in told.out
+    assert {name: (row["outcome"], row["figure"]) for name, row in rows.items()} == {
+        "good": ("green", "3 passed"),
+        "many": ("red", "3 passed"),
+        "bad": ("red", "1 failed, 3 passed, 1 skipped"),
+        "left": ("not run", "its tests were skipped"),
+    }
+    assert code == 0
+    with tests.open("a") as file:
+        file.write("\ndef test_good_too():\n    pass\n")
+    later = report.stat().st_mtime + 10
+    os.utime(report, (later, later))
+    _, rows, told = check(verify, capsys, text, "--reports", str(report), "--only", "nothing")
+    assert "1 claims" in told.out, "a test that the report lacks is to be run"
+    os.utime(tests, (later + 10, later + 10))
+    _, _, told = check(verify, capsys, text, "--reports", str(report), "--only", "nothing")
+    assert "is older than tests/test_some.py" in told.err

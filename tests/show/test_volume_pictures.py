@@ -74,6 +74,16 @@ def test_parts_have_their_colors_and_strong_edges():
     assert found[2, 2].tolist() == pytest.approx([127] * 3, abs=1)
 
 
+def test_the_feet_are_below():
+    """Of slices that stand upright the last one of the depth is above; the axial one lies as it is stored."""
+    mask = np.zeros((10, 10, 10), int)
+    mask[8, 1, 4] = 1
+    tiles = tiles_of(overlay(prediction(mask)), [LONG_SIDE] * 3)
+    places = [(tile[..., 0] != tile[..., 2]).nonzero().float().mean(0) / LONG_SIDE * 10 for tile in tiles]
+    for place, wanted in zip(places, ([1.5, 4.5], [1.5, 4.5], [1.5, 1.5]), strict=True):
+        assert place.tolist() == pytest.approx(wanted, abs=0.2)
+
+
 @pytest.mark.parametrize("window", [(0.0, 1.0), None])
 def test_an_empty_mask_is_the_scan_alone(window):
     picture = overlay(prediction(np.zeros((5, 6, 7), int), window=window))

@@ -134,6 +134,7 @@ def test_a_batch_norm_with_frozen_statistics_is_itself(kind, trained):
     torch.manual_seed(0)
     rank = int(kind.__name__[-2])
     plain = lively(nn.Sequential(kind(5))).eval()
+    plain[0].running_var[0] = 1e-3  # so small that epsilon counts
     ours = prepare(copy.deepcopy(plain), recipe(freeze_norm=not trained), 3 if trained else 0).eval()
     assert ours[0].weight.requires_grad == trained
     shape = (3, 5, *(7, 4, 6)[:rank]) if rank > 1 else (3, 5)
@@ -147,9 +148,10 @@ def test_a_batch_norm_with_frozen_statistics_is_itself(kind, trained):
         torch.testing.assert_close(found, wanted, **tolerance)
         wanted.float().square().sum().backward()
         found.float().square().sum().backward()
-        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=6e-2, atol=6e-2)
+        difference = (inputs[1].grad - inputs[0].grad).abs().max() / inputs[0].grad.abs().max()
+        assert difference <= (1e-5 if dtype == torch.float32 else 3e-2)
     if trained:
-        torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad, rtol=3e-2, atol=1e-2)
 
 
 def test_a_batch_norm_that_learns_still_moves_its_statistics():

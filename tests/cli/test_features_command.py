@@ -53,9 +53,9 @@ def test_failures_end_in_exit_code_1(tmp_path, video):
         (tmp_path / f"{name}.mp4").write_bytes(b"no video")
     result = run(video, tmp_path, "-o", tmp_path / "out", *NET, "--window", 4, "--format", "h5")
     assert result.exit_code == 1
-    assert "1 videos done, 3 failed" in result.output and "FFmpeg cannot open" in result.output
+    assert "3 not read" in result.output and "1 videos done, 3 failed" in result.output
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
-    assert sum(row.get("status") == "failed" for row in rows) == 3
+    assert ["FFmpeg cannot open" in row["error"] for row in rows if row.get("status") == "failed"] == [True] * 3
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "out" / "features.h5", "r") as file:
         assert file["one/i3d_features/rgb"].shape[0] == 2

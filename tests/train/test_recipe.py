@@ -223,7 +223,7 @@ def test_the_loss_of_each_task():
     wanted = F.binary_cross_entropy_with_logits(steps.mean(2), several.float())
     torch.testing.assert_close(loss(several, task="labels"), wanted)
     over_time = torch.rand(2, 4, 10).round()
-    torch.testing.assert_close(loss(over_time, task="frames"), frames_loss(steps, over_time))
+    torch.testing.assert_close(loss(over_time, task="frames", fps=25.0), frames_loss(steps, over_time))
     one = torch.tensor([3, 1])
     wanted = -steps.log_softmax(1)[torch.arange(2), one].mean()
     torch.testing.assert_close(loss(one, every_step=True), wanted)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 
-from inflate3d.cli.terminal import frame_rate, warnings_on
+from inflate3d.cli.terminal import frame_rate, refuse_idle, warnings_on
 from inflate3d.cli.train import CHECKPOINTS, load_any
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, is_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from inflate3d.results.feature_runs import FeatureProgress, FeatureRun
 
 WHERE = "inflate3d features"
+# What the flow stream alone uses, and what it is called on the command line
+OF_FLOW = {
+    "flow_method": "--flow-method",
+    "flow_from": "--flow-from",
+    "flow_weights": "--flow-weights",
+    "quantizer": "--flow-quantizer",
+}
 
 
 class Place(NamedTuple):
@@ -109,6 +116,7 @@ def features(
     """Write features of videos; a run that was stopped goes on where it was when it is started again."""
     from inflate3d.results.feature_presets import FeatureLayout, FeatureOptions, preset_named
 
+    refuse_idle(["--window"] if dense and window else [], where=WHERE, goes_with="no --dense", got=f"--window {window}")
     chosen, place = preset_named(preset) if preset else None, Place(_shard(shard, ray), ray, workers or 2)
     given: dict[str, Any] = {
         "streams": streams,
@@ -132,9 +140,12 @@ def features(
         "flow_compiled": compiled,
         "quantizer": quantizer,
         "batch_size": batch_size,
-        "workers": None if ray else workers,
+        "workers": None if ray and is_count(workers) else workers,
     }
     options = _changed(chosen.options if chosen else FeatureOptions(), given)
+    of_flow = {"--flow-model": flow_model, **{spelled: given[name] for name, spelled in OF_FLOW.items()}}
+    idle = [spelled for spelled, value in of_flow.items() if value is not None and "flow" not in options.stream_names]
+    refuse_idle(idle, where=WHERE, goes_with="--streams flow or both", got=f"--streams {options.streams}")
     look: dict[str, Any] = {"format": format, "axes": axes, "dtype": dtype, "name": name, "join": join}
     layout = _changed(chosen.layout if chosen else FeatureLayout(), look | _collected(format, chosen is not None, name))
     names = (model or (chosen.model if chosen else "i3d-kinetics400"), flow_model)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from inflate3d.atomic import check_writable, write_text
 from inflate3d.cli import volumes
 from inflate3d.cli.live import LiveLook, show_live
-from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import frame_rate, progress_on, refuse_idle, typed_options, warnings_on
 from inflate3d.cli.train import load_any
 from inflate3d.errors import InflateError, check_choice
 
@@ -70,6 +70,10 @@ OF_FLOW = {
     "weights": "--flow-weights",
     "fusion": "--fusion",
 }
+
+# What a live source is shown by; the first is for it alone
+LIVE_ALONE = ("patience",)
+LIVE_KNOWS = (*LIVE_ALONE, "live", "paths", "model", "fps", "precision", "top")
 
 
 def predict(
@@ -154,6 +158,10 @@ def predict(
         if volumes.show_volumes(paths, model, how, outputs=volumes.VolumeOutputs(out, json, top)):
             raise typer.Exit(1)
         return
+    typed = typed_options(ctx)
+    idle = [typed[name] for name in typed if (name not in LIVE_KNOWS if live else name in LIVE_ALONE)]
+    goes_with, got = ("videos that have an end", "--live") if live else ("--live", "no --live")
+    refuse_idle(idle, where="inflate3d predict", goes_with=goes_with, got=got)
     if live:
         show_live(paths, model, LiveLook(frame_rate(fps), precision, patience, top))
         return

@@ -1,7 +1,7 @@
-"""What commands share at the terminal: bars, warnings above them, and rates as they are typed."""
+"""What commands share at the terminal: bars, warnings above them, options that were typed, and rates as they are."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from inflate3d.errors import InflateError, InflateWarning
 
 if TYPE_CHECKING:
+    import typer
     from rich.progress import Progress as ProgressBar
 
     from inflate3d.clips.video import Rate
@@ -34,6 +35,32 @@ def warnings_on(console: Console) -> Iterator[None]:
         warnings.simplefilter("always", InflateWarning)
         warnings.showwarning = show
         yield
+
+
+def typed_options(ctx: "typer.Context") -> dict[str, str]:
+    """Tell what was typed, by the names of the command's parameters, and how each is spelled."""
+    spelled = {str(parameter.name): parameter.opts[0] for parameter in ctx.command.params}
+    return {name: spelled[name] for name in spelled if _source_of(ctx, name) == "COMMANDLINE"}
+
+
+def _source_of(ctx: "typer.Context", name: str) -> str:
+    return getattr(ctx.get_parameter_source(name), "name", "")
+
+
+def refuse_idle(idle: Iterable[str], *, where: str, goes_with: str, got: str) -> None:
+    """Refuse options that were typed and that nobody would look at.
+
+    Raises:
+        InflateError: There are some.
+    """
+    if names := ", ".join(idle):
+        raise InflateError(
+            "there are options that would change nothing",
+            where=where,
+            expected=f"{names} with {goes_with}",
+            got=got,
+            fix=f"leave {names} out",
+        )
 
 
 def frame_rate(fps: str, where: str = "inflate3d predict --fps") -> "Rate":

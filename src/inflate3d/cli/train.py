@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import write_text
-from inflate3d.cli.terminal import progress_on, warnings_on
+from inflate3d.cli.terminal import progress_on, refuse_idle, typed_options, warnings_on
 from inflate3d.clips.tables import read_list
 from inflate3d.errors import InflateError, check_choice, import_extra
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 CHECKPOINTS = ("best.ckpt", "last.ckpt")  # that a run leaves; others of that ending are other projects'
 FOR_SCANS = ("nibabel", "monai")  # that all scans need; pydicom and pynrrd are asked for where a file wants them
+# Options of `evaluate` that one kind of network alone knows
+OF_VIDEOS = ("flow", "fusion", "root", "only", "number", "clips", "crops", "max_frames", "precision")
+OF_SCANS = ("overlap",)
 DataOption = Annotated[
     Path,
     typer.Option(metavar="PATH", help="Folder of classes, table, or official lists; see docs/train.md."),
@@ -193,7 +197,8 @@ def _show_masks(shown: Shown, console: Console, out: Path) -> None:
         )
     table = Table("part", "Dice", "95 % interval", box=None, pad_edge=False)
     for name, score in masks.scores().items():
-        table.add_row(name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+        words = (f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+        table.add_row(name, *(("-", "in none of the scans") if isnan(score.value) else words))
     console.print(table)
     for failure in masks.failures:
         console.print(f"not read: {failure.source}", markup=False, highlight=False)
@@ -225,6 +230,7 @@ def _evaluate_scans(
 
 
 def evaluate(
+    ctx: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(help="best.ckpt or last.ckpt of a run; model.safetensors of one on scans.")
     ],
@@ -248,12 +254,16 @@ def evaluate(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
 ) -> None:
     """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice."""
+    scans, typed = checkpoint.suffix == ".safetensors", typed_options(ctx)
+    idle = [typed[name] for name in typed if name in (OF_VIDEOS if scans else OF_SCANS)]
+    kinds = ("a network for videos (.ckpt)", "one for scans (.safetensors)")
+    refuse_idle(idle, where="inflate3d evaluate", goes_with=kinds[not scans], got=str(checkpoint))
+    check_choice(split, SPLITS, what="split", where="inflate3d evaluate --split")
     _need("train", "lightning", "torchmetrics", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
 
-    check_choice(split, SPLITS, what="split", where="inflate3d evaluate --split")
-    if checkpoint.suffix == ".safetensors":
+    if scans:
         names = read_list(labels).splitlines() if labels else []
         _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
         return

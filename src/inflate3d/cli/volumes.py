@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import check_writable, write_text
+from inflate3d.cli.terminal import typed_options
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def is_asked(ctx: typer.Context, model: str) -> bool:
 
         card = inflated_card(path)
         volumes = card is not None and card.volume is not None
-    typed = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    idle = [name for name in typed if name not in OF_BOTH and (name in OF_VOLUMES) != volumes]
+    idle = [name for name in typed_options(ctx) if name not in OF_BOTH and (name in OF_VOLUMES) != volumes]
     if idle:
         raise InflateError(
             "there are options for another kind of network",
@@ -77,7 +77,7 @@ def options_of(
             fix="--spacing 2.5,0.8,0.8",
         ) from None
     named = int(part) if part and part.isdecimal() else part
-    return VolumeOptions(overlap, batch_size or 1, sizes, fill, named)  # type: ignore[arg-type]  # read_volume counts
+    return VolumeOptions(overlap, 1 if batch_size is None else batch_size, sizes, fill, named)  # type: ignore[arg-type]  # read_volume counts
 
 
 def show_volumes(

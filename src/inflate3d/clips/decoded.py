@@ -17,6 +17,7 @@ from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Rate, open_frames
 from inflate3d.errors import check_options, is_count
 
+FLOW_CHANNELS = {2: 0, 5: 3}  # of so many channels, which is the horizontal part of flow
 MAX_FRAMES = 20_000  # of one video, 13 minutes at 25 fps; longer ones are for `predict`, which streams
 
 
@@ -119,7 +120,7 @@ class Window:
 def cut_view(frames: Tensor, window: Window, view: View) -> Tensor:
     """Cut `[c, num_frames, crop, crop]` uint8 out of `[t, h, w, c]`, the same crop of all frames.
 
-    Mirrored flow (two channels) points the other way: its horizontal part changes its sign.
+    Mirrored flow points the other way, see `turned`.
 
     Example:
         >>> frames = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 4, 6, 3)
@@ -129,9 +130,7 @@ def cut_view(frames: Tensor, window: Window, view: View) -> Tensor:
     index = (torch.arange(window.num_frames) * window.frame_step + view.start) % len(frames)
     cut = frames[:, view.top : view.top + view.side, view.left : view.left + view.side][index]
     if view.mirrored:
-        cut = cut.flip(2)
-        if cut.shape[-1] == 2:
-            cut = torch.stack([255 - cut[..., 0], cut[..., 1]], dim=-1)
+        cut = turned(cut.flip(2))
     cut = cut.permute(3, 0, 1, 2)
     if view.side == window.crop:
         return cut.contiguous()
@@ -141,6 +140,25 @@ def cut_view(frames: Tensor, window: Window, view: View) -> Tensor:
         .transpose(0, 1)
         .contiguous()
     )
+
+
+def turned(mirrored: Tensor, axis: int = -1) -> Tensor:
+    """Change the sign of the horizontal part of flow, which points the other way in a mirror image.
+
+    Args:
+        mirrored: uint8, with two channels of flow, three of color, or three of color and two of flow behind them.
+        axis: That of the channels.
+
+    Example:
+        >>> turned(torch.tensor([9, 8, 7, 100, 200], dtype=torch.uint8)).tolist()
+        [9, 8, 7, 155, 200]
+    """
+    channels = mirrored.shape[axis]
+    if channels not in FLOW_CHANNELS:
+        return mirrored
+    mirrored = mirrored.clone()
+    mirrored.select(axis, FLOW_CHANNELS[channels]).bitwise_not_()  # 255 - x
+    return mirrored
 
 
 def center_view(frames: Tensor, window: Window, place: float = 0.5) -> View:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.clips.dataset import Sample
-from inflate3d.clips.decoded import Decoding, Window, decoded_frames
+from inflate3d.clips.decoded import Decoding, Window, decoded_frames, turned
 from inflate3d.clips.sampling import loop_frames
 from inflate3d.clips.transforms import CropKind, crops, resize_picture
 from inflate3d.errors import InflateError, check_options, is_count, list_faults
@@ -165,8 +165,7 @@ def _views(frames: Tensor, window: Window, options: EvaluateOptions, model: nn.M
     looped = loop_frames(frames.permute(3, 0, 1, 2), max(starts) + length).transpose(0, 1)
     found = []
     for name, cut in crops(looped, window.crop, options.crops).items():
-        turned = name.startswith("mirrored") and cut.shape[1] == FLOW_CHANNELS
-        crop = torch.stack([255 - cut[:, 0], cut[:, 1]], dim=1) if turned else cut
+        crop = turned(cut, axis=1) if name.startswith("mirrored") else cut
         for start in starts:
             clip = crop[start : start + length].transpose(0, 1)[None]
             found.append(clip.contiguous(memory_format=torch.channels_last_3d).float().div_(127.5).sub_(1))

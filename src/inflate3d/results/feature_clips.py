@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -135,12 +136,14 @@ class FeatureReader:
         spec: What the network wants, where the options leave it open.
         flow: How flow is had; None where no stream needs it.
         steps: For `window="whole"`.
+        most_frames: Frames of a video that are read; None for all.
     """
 
     options: FeatureOptions
     spec: ClipSpec
     flow: FlowOptions | None
     steps: TimeSteps | None = None
+    most_frames: int | None = None
 
     @property
     def num_frames(self) -> int:
@@ -164,7 +167,7 @@ class FeatureReader:
         length = self.num_frames
         items = self._items(stream, source, timeline, told)
         if self.steps:
-            pieces = _pieces(items, sum(1 for _ in stream.timed()) - self._spare, self.steps)
+            pieces = _pieces(items, sum(1 for _ in self._timed(stream)) - self._spare, self.steps)
         else:
             tail, align = self.options.tail, self.options.align
             pieces = cut(items, length, self.options.stride or length, tail=tail, align=align)
@@ -187,13 +190,16 @@ class FeatureReader:
         padded = self.options.align == "center" and self.options.tail != "drop"
         return int((self.flow is not None and not padded) or self.options.spare_frame)
 
+    def _timed(self, stream: FrameStream) -> Iterator[Timed[Draw]]:
+        return islice(stream.timed(), self.most_frames)
+
     def _items(
         self, stream: FrameStream, source: Source, timeline: Timeline, told: Told
     ) -> Iterator[SmallFrame | MovingFrame]:
         latest: list[SmallFrame] = []
 
         def small() -> Iterator[SmallFrame]:
-            for frame in _resized(stream.timed(), self.options, self.spec, timeline):
+            for frame in _resized(self._timed(stream), self.options, self.spec, timeline):
                 told(frame.time_seconds, stream.duration_seconds_estimate)
                 latest[:] = [frame]
                 yield frame

@@ -64,6 +64,7 @@ class Extractor:
     Args:
         models: By stream: "rgb" with 3 input channels, "flow" with 2; each with a `clip_spec`, in eval mode.
         options: What a row is.
+        most_frames: Frames of each video that are read; None for all.
 
     Raises:
         InflateError: A stream has no network, the networks do not go together or with the options, or they have no such
@@ -77,7 +78,9 @@ class Extractor:
         torch.Size([2, 1, 1024])
     """
 
-    def __init__(self, models: Mapping[StreamName, nn.Module], options: FeatureOptions) -> None:
+    def __init__(
+        self, models: Mapping[StreamName, nn.Module], options: FeatureOptions, *, most_frames: int | None = None
+    ) -> None:
         self.options = options
         if missing := [name for name in options.stream_names if name not in models]:
             raise InflateError(
@@ -98,7 +101,7 @@ class Extractor:
         flow = None
         if "flow" in self.networks:
             flow = FlowOptions(self._flow_method(), options.flow_from, options.quantizer)
-        self.reader = FeatureReader(options, first.spec, flow, steps)
+        self.reader = FeatureReader(options, first.spec, flow, steps, most_frames)
         self.num_views, self.memory = NUM_CROPS[options.crops], SteadyMemory()
         self.memory.after_step()  # no more than the networks: what waits between living frames goes back each time
         self.at_a_time = options.batch_size or min(map(self._fitting, self.networks))

@@ -41,7 +41,7 @@ class MaskScores:
     failures: tuple[Failure, ...] = ()
 
     def scores(self) -> dict[str, Interval]:
-        """Average Dice over scans, for each part and over all; the intervals draw scans."""
+        """Average Dice over scans, for each part and over all; NaN where no scan has it. The intervals draw scans."""
         columns = {name: self.dice[:, number] for number, name in enumerate(self.parts)}
         known = ~np.isnan(self.dice)
         rows = np.where(known, self.dice, 0).sum(1) / np.maximum(known.sum(1), 1)
@@ -49,12 +49,17 @@ class MaskScores:
         return {name: mean_interval(values) for name, values in columns.items()}
 
     def to_json(self) -> str:
-        """Write it as JSON; a part that is in neither mask of a scan has null there."""
+        """Write it as JSON; a part that is in neither mask of a scan has null there, and likewise one of no scan."""
+
+        def or_null(value: float) -> float | None:
+            return None if np.isnan(value) else value
+
+        scores = {name: score._asdict().items() for name, score in self.scores().items()}
         document = {
             "count": len(self.sources),
-            "scores": {name: score._asdict() for name, score in self.scores().items()},
+            "scores": {name: {key: or_null(value) for key, value in score} for name, score in scores.items()},
             "dice": {
-                source: [None if np.isnan(value) else round(float(value), 6) for value in row]
+                source: [or_null(round(float(value), 6)) for value in row]
                 for source, row in zip(self.sources, self.dice, strict=True)
             },
             "settings": dict(self.settings),
@@ -210,15 +215,17 @@ def auc(answers: Answers, *, seed: int = 0) -> Interval:
 
 
 def mean_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """Average what is a number, with the interval of 95 of 100 draws.
+    """Average what is a number, with the interval of 95 of 100 draws; NaN where nothing is.
 
     Example:
         >>> mean_interval(np.array([0.5, 0.7, np.nan])).value
         0.6
+        >>> mean_interval(np.array([np.nan])).value
+        nan
     """
     known = values[~np.isnan(values)]
     if not known.size:
-        return Interval(0.0, 0.0, 0.0)
+        return Interval(np.nan, np.nan, np.nan)
     drawn = np.random.default_rng(seed).choice(known, (RESAMPLES, len(known))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high))

@@ -50,6 +50,11 @@ class VolumeOptions:
         rules = {
             "overlap": ("from 0 to 0.9", is_number(self.overlap) and 0 <= self.overlap <= 0.9),
             "batch_size": ("1 or more", is_count(self.batch_size)),
+            "spacing_mm": (
+                "three numbers above 0, or None",
+                self.spacing_mm is None
+                or (len(self.spacing_mm) == 3 and all(is_number(size) and size > 0 for size in self.spacing_mm)),
+            ),
         }
         check_options(self, rules)
 

@@ -62,7 +62,7 @@ def moments_of(model: nn.Module, source: Source, options: PredictOptions) -> tup
     Args:
         model: A network with a `clip_spec`, in eval mode.
         source: See `inflate3d.predict`.
-        options: Its frame rate, window, stride and precision are used.
+        options: Its frame rate, frames, window, stride and precision are used.
 
     Returns:
         Features `[n, d]`, and the second that each row stands for `[n]`.
@@ -78,7 +78,7 @@ def moments_of(model: nn.Module, source: Source, options: PredictOptions) -> tup
         precision="fp32" if options.precision == "int8" else options.precision,
         tail="drop" if whole else "pad-last",
     )
-    found = Extractor({"rgb": model}, how).one(source)
+    found = Extractor({"rgb": model}, how, most_frames=options.num_frames).one(source)
     return found.features["rgb"].flatten(1), found.times_seconds
 
 

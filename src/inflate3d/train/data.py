@@ -351,11 +351,14 @@ def compute_features(
     readable = torch.zeros(len(data), dtype=torch.bool)
     for index, sample in enumerate(data.samples):
         progress(index, len(data))
+        files = [kept.file(sample.path, data.recipe, view) for view in range(views)]
+        before = [_kept_values(file) for file in files]
         try:
-            found = _features_of(front, data, sample.path, views, kept)
+            frames = decoded_frames(sample.path, data.how) if any(value is None for value in before) else None
         except Exception as error:  # whatever a strange file sets off
             unreadable.add(sample.path, str(error) or repr(error))
             continue
+        found = _features_of(front, data, frames, sample.path, list(zip(files, before, strict=True)))
         if values is None:
             kept.table.parent.mkdir(parents=True, exist_ok=True)
             values = np.lib.format.open_memmap(kept.table, "w+", np.float16, (len(data), *found.shape))
@@ -376,15 +379,36 @@ def compute_features(
     return FeatureDataset(torch.from_numpy(np.asarray(values)), targets, readable)
 
 
+def _kept_values(file: Path | None) -> NDArray[np.float16] | None:
+    """Read what a run before has kept; None where there is nothing, or something damaged, which is made anew."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        found: NDArray[np.float16] = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        return None
+    return found
+
+
 def _features_of(
-    front: Callable[[Tensor], Tensor], data: ClipDataset, path: str, views: int, kept: Kept
+    front: Callable[[Tensor], Tensor],
+    data: ClipDataset,
+    frames: Tensor | None,
+    path: str,
+    views: Sequence[tuple[Path | None, NDArray[np.float16] | None]],
 ) -> NDArray[np.float16]:
-    """Give what a video's views are in the frozen part's eyes: the middle, and drawn ones, the same for every run."""
-    files = [kept.file(path, data.recipe, view) for view in range(views)]
-    found = [np.load(file, allow_pickle=False) if file and file.is_file() else None for file in files]
-    frames = decoded_frames(path, data.how) if any(value is None for value in found) else None
-    for view, file in enumerate(files):
-        if found[view] is not None or frames is None:
+    """Give what a video's views are in the frozen part's eyes: the middle, and drawn ones, the same for every run.
+
+    Args:
+        front: Maps clips in -1..1 to what is kept.
+        data: Cuts the views.
+        frames: Of the video; None where all is kept.
+        path: Of the video.
+        views: For each the file that keeps it, and what that holds already.
+    """
+    found = [before for _, before in views]
+    for view, (file, before) in enumerate(views):
+        if before is not None or frames is None:
             continue
         seed = crc32(Path(path).name.encode()) * 1009 + view + data.recipe.seed
         chosen = center_view(frames, data.window) if view == 0 else data.view(frames, seed)

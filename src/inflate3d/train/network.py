@@ -239,7 +239,11 @@ def split(model: nn.Module, recipe: Recipe, num_classes: int) -> tuple[Callable[
 
 
 def _seen_by(fast: nn.Module, path: str, clip: Tensor) -> Tensor:
-    """Run a network and take what its last layer sees, averaged over time and place: `[b, features]`."""
+    """Run a network and take what its last layer sees, averaged over time and place: `[b, features]`.
+
+    Raises:
+        InflateError: It sees something else, such as the steps of an LSTM, of which the last one counts.
+    """
     seen: list[Tensor] = []
     layer = fast.get_submodule("model").get_submodule(path)
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
@@ -248,4 +252,12 @@ def _seen_by(fast: nn.Module, path: str, clip: Tensor) -> Tensor:
     finally:
         hook.remove()
     x = seen[-1]
+    if isinstance(layer, nn.Linear) and x.ndim != 2:
+        raise InflateError(
+            "what is frozen cannot be kept",
+            where=f"cached_views of {type(fast.get_submodule('model')).__name__}",
+            expected="a last layer that is given one vector for each clip or frame",
+            got=f"{path}, which is given {list(x.shape)}",
+            fix="cached_views=0 runs the frozen part every time",
+        )
     return x.unflatten(0, (clip.shape[0], -1)).mean(1) if x.ndim == 2 else x.flatten(2).mean(2)

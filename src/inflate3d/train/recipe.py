@@ -99,10 +99,21 @@ class Training:
             rules[name] = ("a number above 0", is_number(getattr(self, name)) and getattr(self, name) > 0)
         for name in ("weight_decay", "clip_norm"):
             rules[name] = ("0 or more", is_number(getattr(self, name)) and getattr(self, name) >= 0)
-        for name in ("momentum", "label_smoothing", "ema", "max_unreadable"):
+        for name in ("momentum", "ema", "max_unreadable"):
             rules[name] = ("from 0 to below 1", is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1)
         rules["lr_steps"] = ("steps, with schedule steps only", bool(self.lr_steps) == (self.schedule == "steps"))
         return rules
+
+    def for_classes(self, task: str) -> Rules:
+        """Tell of values that count where each sample has one class whether they do."""
+        share, counts = self.label_smoothing, task == "classes"
+        return {
+            "balance": ("with task classes only", counts or not self.balance),
+            "label_smoothing": (
+                "from 0 to below 1, with task classes only",
+                is_number(share) and 0 <= share < 1 and (counts or not share),
+            ),
+        }
 
     def counts(self, *names: str, least: int = 1) -> Rules:
         """Tell of values that count whether they do."""
@@ -163,9 +174,13 @@ class Recipe(Training):
         """Tell of each value what it may be, and whether it is."""
         return {
             **super().rules(),
+            **self.for_classes(self.task),
             **self.counts("num_frames", "frame_step", "short_side", "crop"),
             "mixup": ("0 or more", is_number(self.mixup) and self.mixup >= 0),
-            "fps": ("a number above 0, or native", self.fps == "native" or (is_number(self.fps) and self.fps > 0)),
+            "fps": (
+                "a number above 0, or (but with task frames, whose labels have times) native",
+                self.task != "frames" if self.fps == "native" else is_number(self.fps) and self.fps > 0,
+            ),
             "zoom": ("above 0, to 1", is_number(self.zoom) and 0 < self.zoom <= 1),
             "dropout": ("from 0 to below 1, or none", self.dropout is None or 0 <= self.dropout < 1),
             "crop": (f"at most short_side, {self.short_side}", is_count(self.crop) and self.crop <= self.short_side),
@@ -244,6 +259,7 @@ class VolumeRecipe(Training):
         spacing, patch = self.spacing_mm, self.patch
         return {
             **super().rules(),
+            **self.for_classes(self.task),
             **self.counts("encoder_depth", "first_stride", least=0),
             **{name: ("from 0 to 0.9", is_number(one := getattr(self, name)) and 0 <= one <= 0.9) for name in shares},
             "positive": ("from 0 to 1", is_number(self.positive) and 0 <= self.positive <= 1),

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import math
+import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch.utils.data import Dataset
 
 from inflate3d.atomic import check_writable, write_text
 from inflate3d.clips.dataset import Splits
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, list_faults
 from inflate3d.speed.memory import keep_memory
 from inflate3d.train.checkpoint import KEY, AtomicCheckpoints, describe_run, read_training, recipe_in, weights_in
 from inflate3d.train.data import (
@@ -140,6 +143,8 @@ class Keep(Callback):
         values = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
         self.history.append({"epoch": trainer.current_epoch, "seconds": time.monotonic() - self.began, **values})
         score = values.get(module.score_name)
+        if score is not None and math.isnan(score):  # the validation has nothing to be judged by
+            score = None
         better = score is not None and (self.best is None or score > self.best)
         self.best = score if better else self.best
         if better:
@@ -182,12 +187,13 @@ def fit(
         options: Devices, progress.
 
     Raises:
-        InflateError: The network cannot be built, too many clips cannot be read, the folder holds another run or
-            cannot be written.
+        InflateError: The network cannot be built, too many clips cannot be read, not every clip has one class where
+            the task is classes, the folder holds another run or cannot be written.
     """
     options = options or FitOptions()
     folder = Path(folder)
     classes = splits.class_names
+    check_labels(recipe, splits)
     last = check_folder(folder, recipe, splits, resume=resume)
     network = build_for(recipe, classes, start=last is None) if model is None else describe(model, recipe)
     network = prepare(network, recipe, len(classes))
@@ -256,14 +262,28 @@ class Run:
         with warnings.catch_warnings():
             for words in KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", words)
-            # Lightning leaves modes alone
-            trainer.fit(task.train(), loader, val or None, ckpt_path=last, weights_only=True)
+            with _interruptible(trainer):
+                # Lightning leaves modes alone
+                trainer.fit(task.train(), loader, val or None, ckpt_path=last, weights_only=True)
         best = self.folder / (BEST if (self.folder / BEST).is_file() else LAST)
         network.load_state_dict(weights_in(read_training(best)))
         if trainer.is_global_zero:
             _write_facts(self.folder, self.recipe, self.splits, self.keep)
         reasons = dict(self.keep.unreadable.reasons)
         return Fitted(network.eval(), best, tuple(self.keep.history), reasons, time.monotonic() - self.began)
+
+
+@contextmanager
+def _interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Let Ctrl-C end a run as it ends all else: Lightning would end the process, and take no Ctrl-C any more."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 def _trainer_options(recipe: Training, folder: Path, options: FitOptions, callbacks: list[Callback]) -> dict[str, Any]:
@@ -298,7 +318,7 @@ def _callbacks(recipe: Training, keep: Keep, validates: bool, options: FitOption
     if recipe.ema:
         found.append(EMAWeightAveraging(decay=recipe.ema))
     if recipe.patience and validates:
-        found.append(EarlyStopping("val_loss", patience=recipe.patience))
+        found.append(EarlyStopping("val_loss", patience=recipe.patience, strict=False))  # perhaps none could be read
     return [*found, *options.callbacks, keep]
 
 
@@ -335,6 +355,23 @@ def _labels(data: ClipDataset | FeatureDataset) -> list[int]:
     if isinstance(data, FeatureDataset):
         return [int(target) for target in data.targets]
     return [sample.labels[0] for sample in data.samples]
+
+
+def check_labels(recipe: Recipe, splits: Splits) -> None:
+    """Refuse samples without a class, or with several, where each is to have one.
+
+    Raises:
+        InflateError: There are some.
+    """
+    wrong = [sample for sample in (*splits.train, *splits.val) if len(sample.labels) != 1]
+    if wrong and recipe.task == "classes":
+        raise InflateError(
+            "not every clip has one class",
+            where=splits.source,
+            expected="one label for each clip of training and validation, with task classes",
+            got=list_faults((f"{sample.path}: {len(sample.labels)}" for sample in wrong), shown=3),
+            fix="train with --set task=labels, or leave these clips out of the list",
+        )
 
 
 def check_folder(folder: Path, recipe: Training, splits: Splits, *, resume: bool) -> Path | None:

@@ -28,7 +28,10 @@ UNKNOWN = "unknown: ask whoever gave you the file"
 OWN_NAMES = "own names"
 # What training scripts put a state dict under, data-parallel wrappers before its names, and what stands beside them
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "params", "module", "_orig_mod")
-BESIDE = ("optim", "lr_sched", "sched", "scaler", "amp", "ema", "model_ema", "state_dict_ema", "criterion", "loss")
+BESIDE = (
+    *("optim", "lr_sched", "sched", "scaler", "amp", "ema", "model_ema", "state_dict_ema", "criterion", "loss"),
+    *("rng", "random", "torch_rng", "cuda_rng"),  # states of random generators, which are tensors of bytes
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from inflate3d.arrays import read_array_header
 from inflate3d.errors import InflateError, list_faults, nearest_names
-from inflate3d.weights.pickles import DAMAGED_PICKLE, Array, Names, numpy_calls, run_pickle
+from inflate3d.weights.pickles import DAMAGED_PICKLE, DTYPES, Array, Names, no_weight, numpy_calls, run_pickle
 from inflate3d.weights.stored import ContentError, Stored, is_shape
 from inflate3d.weights.tf_bundle import is_bundle_index, read_bundle
 from inflate3d.weights.torch_file import Module, check_zip, read_member, read_torch_legacy, read_torch_zip
@@ -258,7 +258,8 @@ def flatten(tree: Any, separator: str, *, arrays: bool = True) -> dict[str, Stor
         arrays: Whether numpy's arrays are tensors; beside those of torch they are records of the training.
 
     Raises:
-        ContentError: They are nested too deep, one stands in itself, or an array was never filled.
+        ContentError: They are nested too deep, one stands in itself, or an array was never filled or is of a type that
+            weights are not.
 
     Example:
         >>> list(flatten({"a": {"b": np.zeros(3), "lr": 0.1}, "c": np.zeros(2)}, "/"))
@@ -282,6 +283,8 @@ def flatten(tree: Any, separator: str, *, arrays: bool = True) -> dict[str, Stor
         elif isinstance(value, Stored):
             found[name] = value
         elif isinstance(value, np.ndarray) and arrays:
+            if value.dtype.str[1:] not in DTYPES:
+                raise no_weight(f"{name}, dtype {value.dtype}")
             tensor = torch.from_numpy(value)
             found[name] = Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from inflate3d.weights.stored import ContentError, is_shape
 
 MAX_INSTRUCTIONS = 2_000_000  # the 230 arrays of I3D take 7,000; a ResNet-101 with its optimizer 60,000
-DTYPES = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")  # of arrays
+DTYPES = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")  # of arrays that are weights
+# Of those that training scripts put beside them: numpy's random state is u4
+RECORDED = (*DTYPES, "i1", "i2", "u2", "u4", "u8", "c8", "c16")
 
 # What pickletools and the machine raise for a file that is cut short or was never a pickle
 DAMAGED_PICKLE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, OverflowError)
@@ -243,6 +245,11 @@ class _Budget:
             raise ContentError("the arrays take more memory than allowed", f"{-self.left:,} bytes too many")
 
 
+def no_weight(got: str) -> ContentError:
+    """Make the error about an array that can be none of a network's."""
+    return ContentError("an array is of a type that weights are not", got)
+
+
 @dataclass(repr=False)
 class _Dtype:
     """Stands in for numpy.dtype."""
@@ -252,11 +259,8 @@ class _Dtype:
 
     def build(self, state: tuple[Any, ...]) -> None:
         order, plain = state[1], all(part is None for part in state[2:5])
-        if self.code not in DTYPES or order not in ("<", ">", "|") or not plain:
-            raise ContentError(
-                "an array is of a type that weights are not",
-                f"dtype {short(self.code)}, byte order {short(order)}",
-            )
+        if self.code not in RECORDED or order not in ("<", ">", "|") or not plain:
+            raise no_weight(f"dtype {short(self.code)}, byte order {short(order)}")
         self.value = np.dtype(self.code).newbyteorder(order)
 
 

@@ -134,6 +134,8 @@ def test_filters_of_every_kind_of_network(own_nets, tmp_path):
 
 def test_filters_before_and_after(own_nets, tmp_path):
     assert run("filters", own_nets, "-o", tmp_path / "one.png").exit_code == 0
+    idle = run("filters", "i3d-kinetics400", "--preset", "i3d", "-o", tmp_path / "none.png").exception
+    assert idle.problem == "there are options that would change nothing" and "--preset with a 2D model" in str(idle)
     done = run("filters", own_nets, "--before", own_nets, "-o", tmp_path / "two.png")
     assert done.exit_code == 0, done.exception
     one, two = (Image.open(tmp_path / f"{name}.png").size for name in ("one", "two"))

@@ -56,6 +56,16 @@ def test_from_a_folder_to_a_page(clips_folder, tmp_path):
     found = json.loads((again / "evaluation.json").read_text())
     assert found["count"] == facts["data"]["train"] and found["settings"]["fusion"] == "probabilities"
 
+    (tmp_path / "broken.mp4").write_bytes(b"none")
+    good = [next(folder.glob("*.mp4")) for folder in sorted(clips_folder.iterdir())]
+    labels = [(path, path.parent.name) for path in good] + [(tmp_path / "broken.mp4", good[0].parent.name)]
+    rows = [f"{path},{label},test" for path, label in labels]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))  # of a test alone
+    command = ["evaluate", str(out / "last.ckpt"), "--data", str(tmp_path / "list.csv"), "--out", str(again)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 1 and "not read: " in run.output
+    assert json.loads((again / "evaluation.json").read_text())["count"] == len(good)
+
 
 @pytest.mark.parametrize(
     ("command", "problem"),

@@ -167,6 +167,8 @@ def test_folds_and_splits_that_are_given_stay():
     assert (len(named.train), len(named.val), len(named.test)) == (7, 5, 2)
     with pytest.raises(InflateError, match="there is nothing to learn from"):
         make_splits(listing(split=lambda g, i: "test"))
+    alone = make_splits(listing(split=lambda g, i: "test"), to_learn=False)
+    assert len(alone.test) == len(listing().samples) and not alone.train and not alone.val
 
 
 def test_groups_on_both_sides_and_classes_never_seen_are_warned_about():

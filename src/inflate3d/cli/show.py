@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.cli.inflate import Preset, Size, model_and_example
-from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import frame_rate, progress_on, refuse_idle, typed_options, warnings_on
 from inflate3d.cli.train import load_any
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ Stride = Annotated[int | None, typer.Option(help="Frames between windows; by def
 
 @app.command()
 def filters(
+    ctx: typer.Context,
     model: Network,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help=".png or .webp; .gif or .moving.webp move.")
@@ -55,6 +56,10 @@ def filters(
     preset: Preset = "video",
 ) -> None:
     """Draw a layer's filters over time."""
+    typed = typed_options(ctx)
+    if not any(_is_2d(name) for name in (model, before) if name):
+        idle = [typed[name] for name in ("weights", "preset") if name in typed]
+        refuse_idle(idle, where="inflate3d show filters", goes_with="a 2D model, such as timm/resnet26d", got=model)
     from inflate3d.atomic import check_writable
     from inflate3d.show.filters import find_filters, write_filters
 

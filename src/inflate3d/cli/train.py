@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from inflate3d.clips.dataset import Listing, Sample
     from inflate3d.results.answering import Answers, EvaluateOptions
     from inflate3d.results.evaluate import Evaluation
+    from inflate3d.results.volume_scores import MaskScores
     from inflate3d.train.recipe import VolumeRecipe
     from inflate3d.train.run import Devices
     from inflate3d.train.volume_data import VolumeSplits
@@ -165,7 +166,7 @@ class Shown(NamedTuple):
         return samples
 
 
-def _show_classified(shown: Shown, console: Console, out: Path) -> None:
+def _show_classified(shown: Shown, console: Console, out: Path) -> "Evaluation":
     from inflate3d.results.volume_scores import answer_scans, auc
     from inflate3d.train.volume_data import load_scan
 
@@ -178,9 +179,10 @@ def _show_classified(shown: Shown, console: Console, out: Path) -> None:
     found = _show(answers, train, console, out, history=shown.history)
     if len(found.per_class) == answers.logits.shape[1] == 2:
         console.print(f"AUC {auc(answers)}", highlight=False)
+    return found
 
 
-def _show_masks(shown: Shown, console: Console, out: Path) -> None:
+def _show_masks(shown: Shown, console: Console, out: Path) -> "MaskScores":
     from rich.table import Table
 
     from inflate3d.results.volume_scores import score_masks
@@ -203,11 +205,12 @@ def _show_masks(shown: Shown, console: Console, out: Path) -> None:
     for failure in masks.failures:
         console.print(f"not read: {failure.source}", markup=False, highlight=False)
     write_text(out / "evaluation.json", replace(masks, settings={**shown.facts, **masks.settings}).to_json())
+    return masks
 
 
 def _evaluate_scans(
     path: Path, data: Path, out: Path, *, cut: tuple[int | None, float, list[str]], split: str, overlap: float
-) -> None:
+) -> "Evaluation | MaskScores":
     """Show labelled scans to the network of a file."""
     from inflate3d.results.volumes import spec_of
     from inflate3d.train.volume_data import read_volume_splits
@@ -216,7 +219,7 @@ def _evaluate_scans(
     console, model, (fold, val_share, names) = Console(), load_inflated(path), cut
     task = spec_of(model).task
     with warnings_on(console):
-        found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names)
+        found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names, to_learn=False)
         shown = Shown(model, found, {"weights": str(path), "overlap": str(overlap)}, split=split)
         if not shown.samples:
             raise InflateError(
@@ -226,7 +229,7 @@ def _evaluate_scans(
                 got=f"{data}: " + ", ".join(f"{len(getattr(found.splits, one))} for {one}" for one in SPLITS),
                 fix="--fold 0, or another --split",
             )
-        (_show_classified if task == "classes" else _show_masks)(shown, console, out)
+        return (_show_classified if task == "classes" else _show_masks)(shown, console, out)
 
 
 def evaluate(
@@ -253,7 +256,10 @@ def evaluate(
     overlap: Annotated[float, typer.Option(help="Of windows over a scan, as a share of a side.")] = 0.5,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
 ) -> None:
-    """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice."""
+    """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice.
+
+    Exit code 1 says that some could not be read; the figures are of the others.
+    """
     scans, typed = checkpoint.suffix == ".safetensors", typed_options(ctx)
     idle = [typed[name] for name in typed if name in (OF_VIDEOS if scans else OF_SCANS)]
     kinds = ("a network for videos (.ckpt)", "one for scans (.safetensors)")
@@ -263,20 +269,25 @@ def evaluate(
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
 
+    found: Evaluation | MaskScores
     if scans:
         names = read_list(labels).splitlines() if labels else []
-        _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
-        return
-    check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
-    console = Console()
-    options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
-    with warnings_on(console):
-        splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
-        samples = getattr(splits, split)
-        answers = _answers(checkpoint, samples, console, options=options)
-        if flow is not None:
-            answers = fuse(answers, _answers(flow, samples, console, options=options), fusion)  # type: ignore[arg-type]
-        _show(answers, () if split == "train" else splits.train, console, out)
+        found = _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
+    else:
+        check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
+        console = Console()
+        options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
+        with warnings_on(console):
+            listing = _listing(data, root, only, number, labels)
+            splits = make_splits(listing, fold=fold, val_share=val_share, to_learn=False)
+            samples = getattr(splits, split)
+            answers = _answers(checkpoint, samples, console, options=options)
+            if flow is not None:
+                others = _answers(flow, samples, console, options=options)
+                answers = fuse(answers, others, fusion)  # type: ignore[arg-type]  # checked above
+            found = _show(answers, () if split == "train" else splits.train, console, out)
+    if found.failures:
+        raise typer.Exit(1)
 
 
 def load_any(name: str) -> "nn.Module":

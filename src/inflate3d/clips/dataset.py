@@ -308,7 +308,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def make_splits(
-    listing: Listing, *, fold: int | None = None, val_share: float = 0.15, test_share: float = 0.2, seed: int = 0
+    listing: Listing,
+    *,
+    fold: int | None = None,
+    val_share: float = 0.15,
+    test_share: float = 0.2,
+    seed: int = 0,
+    to_learn: bool = True,
 ) -> Splits:
     """Cut a list into training, validation and test; groups are never divided by us.
 
@@ -321,6 +327,7 @@ def make_splits(
         val_share: Part of the training samples to choose by; 0 for none.
         test_share: Part to test with where the list names neither folds nor a test.
         seed: Of what is drawn.
+        to_learn: Whether there has to be something to learn from.
 
     Raises:
         InflateError: There is no such fold, or nothing to learn from.
@@ -345,6 +352,8 @@ def make_splits(
     if not val:
         train, val = _drawn(train, val_share, seed + 1)
     splits = Splits(tuple(train), tuple(val), tuple(test), listing.class_names, listing.source)
+    if not train and not to_learn:
+        return splits  # and no class of it is missing there
     if not train:
         raise InflateError(
             "there is nothing to learn from",

@@ -65,6 +65,8 @@ def test_from_a_folder_to_a_page(clips_folder, tmp_path):
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 1 and "not read: " in run.output
     assert json.loads((again / "evaluation.json").read_text())["count"] == len(good)
+    command = ["train", "finetune-small", "--data", str(tmp_path / "list.csv"), "--out", str(tmp_path / "none")]
+    assert CliRunner().invoke(app, [*command, *settings()]).exception.problem == "there is nothing to learn from"
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,11 @@ def test_folds_and_splits_that_are_given_stay():
         make_splits(listing(fold=lambda g, i: g), fold=7)
     named = make_splits(listing(split=lambda g, i: ("train", "val", "test", "train")[g]))
     assert (len(named.train), len(named.val), len(named.test)) == (7, 5, 2)
-    with pytest.raises(InflateError, match="there is nothing to learn from"):
-        make_splits(listing(split=lambda g, i: "test"))
-    alone = make_splits(listing(split=lambda g, i: "test"), to_learn=False)
+    named.check_training()
+    alone = make_splits(listing(split=lambda g, i: "test"))
     assert len(alone.test) == len(listing().samples) and not alone.train and not alone.val
+    with pytest.raises(InflateError, match="there is nothing to learn from"):
+        alone.check_training()
 
 
 def test_groups_on_both_sides_and_classes_never_seen_are_warned_about():

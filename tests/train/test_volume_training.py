@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from inflate3d import InflateError
 from inflate3d.cli import app
-from inflate3d.clips.dataset import Sample
+from inflate3d.clips.dataset import Sample, Splits
 from inflate3d.clips.volume_spec import VolumeSpec
 from inflate3d.results.volume_scores import score_masks
 from inflate3d.train.checkpoint import load_trained, read_training
@@ -23,6 +23,7 @@ from inflate3d.train.recipes import find_recipe
 from inflate3d.train.run import LAST, FitOptions
 from inflate3d.train.volume_data import (
     VolumePatches,
+    VolumeSplits,
     load_mask,
     load_scan,
     read_volume_splits,
@@ -321,3 +322,9 @@ def test_recipes_for_volumes():
     with pytest.raises(InflateError, match="settings cannot be understood") as caught:
         with_settings(recipe, ["patch=a,b,c", "flip=yes"])
     assert "patch is numbers, parted by commas" in str(caught.value)
+
+
+def test_a_list_of_a_test_alone_is_nothing_to_learn_from(tmp_path):
+    alone = Splits((), (), (Sample("scan.nii", (0,)),), ("well", "ill"), "mine.csv")
+    with pytest.raises(InflateError, match="there is nothing to learn from"):
+        fit_volumes(find_recipe("volume-classify"), VolumeSplits(alone, {}), tmp_path / "run")

@@ -219,7 +219,7 @@ def _evaluate_scans(
     console, model, (fold, val_share, names) = Console(), load_inflated(path), cut
     task = spec_of(model).task
     with warnings_on(console):
-        found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names, to_learn=False)
+        found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names)
         shown = Shown(model, found, {"weights": str(path), "overlap": str(overlap)}, split=split)
         if not shown.samples:
             raise InflateError(
@@ -278,8 +278,7 @@ def evaluate(
         console = Console()
         options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
         with warnings_on(console):
-            listing = _listing(data, root, only, number, labels)
-            splits = make_splits(listing, fold=fold, val_share=val_share, to_learn=False)
+            splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
             samples = getattr(splits, split)
             answers = _answers(checkpoint, samples, console, options=options)
             if flow is not None:

@@ -79,6 +79,21 @@ class Splits:
     class_names: tuple[str, ...]
     source: str
 
+    def check_training(self) -> None:
+        """Refuse to learn from nothing; a list of a test alone is one to evaluate with.
+
+        Raises:
+            InflateError: There is nothing to learn from.
+        """
+        if not self.train:
+            raise InflateError(
+                "there is nothing to learn from",
+                where=self.source,
+                expected="samples for training",
+                got=f"{len(self.val)} for validation, {len(self.test)} for test",
+                fix="check the column split, or take another fold",
+            )
+
 
 @dataclass
 class _Row:
@@ -308,13 +323,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def make_splits(
-    listing: Listing,
-    *,
-    fold: int | None = None,
-    val_share: float = 0.15,
-    test_share: float = 0.2,
-    seed: int = 0,
-    to_learn: bool = True,
+    listing: Listing, *, fold: int | None = None, val_share: float = 0.15, test_share: float = 0.2, seed: int = 0
 ) -> Splits:
     """Cut a list into training, validation and test; groups are never divided by us.
 
@@ -327,10 +336,9 @@ def make_splits(
         val_share: Part of the training samples to choose by; 0 for none.
         test_share: Part to test with where the list names neither folds nor a test.
         seed: Of what is drawn.
-        to_learn: Whether there has to be something to learn from.
 
     Raises:
-        InflateError: There is no such fold, or nothing to learn from.
+        InflateError: There is no such fold.
 
     Example:
         >>> samples = tuple(Sample(f"{i}.mp4", (i % 2,), fold=i % 5) for i in range(10))
@@ -352,17 +360,7 @@ def make_splits(
     if not val:
         train, val = _drawn(train, val_share, seed + 1)
     splits = Splits(tuple(train), tuple(val), tuple(test), listing.class_names, listing.source)
-    if not train and not to_learn:
-        return splits  # and no class of it is missing there
-    if not train:
-        raise InflateError(
-            "there is nothing to learn from",
-            where=listing.source,
-            expected="samples for training",
-            got=f"{len(val)} for validation, {len(test)} for test",
-            fix="check the column split, or take another fold",
-        )
-    for warning in split_warnings(splits):
+    for warning in split_warnings(splits) if train else ():
         warnings.warn(warning, InflateWarning, stacklevel=2)
     return splits
 

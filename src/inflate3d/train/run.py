@@ -193,6 +193,7 @@ def fit(
     options = options or FitOptions()
     folder = Path(folder)
     classes = splits.class_names
+    splits.check_training()
     check_labels(recipe, splits)
     last = check_folder(folder, recipe, splits, resume=resume)
     network = build_for(recipe, classes, start=last is None) if model is None else describe(model, recipe)

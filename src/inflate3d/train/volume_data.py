@@ -59,7 +59,6 @@ def read_volume_splits(
     val_share: float = 0.15,
     seed: int = 0,
     class_names: Sequence[str] = (),
-    to_learn: bool = True,
 ) -> VolumeSplits:
     """Read a list of labelled scans, in whatever form it is, and cut it.
 
@@ -77,7 +76,6 @@ def read_volume_splits(
         val_share: Part of the training held out, where none is named.
         seed: Of what is drawn.
         class_names: All classes, or parts with the background first, where the list does not name them.
-        to_learn: Whether there has to be something to learn from.
 
     Raises:
         InflateError: There is no such list, or it does not fit the task.
@@ -96,7 +94,7 @@ def read_volume_splits(
         samples = [replace(one, fold=int(place) % FOLDS) for one, place in zip(samples, order, strict=True)]
     names = tuple(class_names) or names or _part_names(masks)
     listing = Listing(tuple(samples), names, str(path))
-    return VolumeSplits(make_splits(listing, fold=fold, val_share=val_share, seed=seed, to_learn=to_learn), masks)
+    return VolumeSplits(make_splits(listing, fold=fold, val_share=val_share, seed=seed), masks)
 
 
 def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:

@@ -241,6 +241,7 @@ def fit_volumes(
             cannot be written.
     """
     options, folder, splits = options or FitOptions(), Path(folder), data.splits
+    splits.check_training()
     last = check_folder(folder, recipe, splits, resume=resume)
     spec = spec_for(recipe, data, normalization(recipe))
     network = volume_network(recipe, spec, start=last is None)

@@ -70,6 +70,7 @@ def test_the_current_folder_gets_a_folder_of_its_name(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "jump" / "flow.json").read_text())["settings"]["source"] == "jump"
 
 
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_ctrl_c_and_then_the_rest(tmp_path):
     video = moving_video(tmp_path / "long.mp4", 30)
     command = ["flow", video, "-o", tmp_path / "out", "--no-compile", "--short-side", 64, "--batch-size", 1]

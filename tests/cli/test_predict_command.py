@@ -184,6 +184,7 @@ def test_weights_that_are_not_there_yet_are_not_fetched_silently(tmp_path, monke
 
 
 @pytest.mark.weights
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_ctrl_c_keeps_what_is_done(kinetics_weights, tmp_path):
     """Exit code 130; the videos that were finished are in the JSON."""
     clip, out = fetch_demo_clip(), tmp_path / "out.json"

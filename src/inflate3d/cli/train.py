@@ -35,6 +35,7 @@ FOR_SCANS = ("nibabel", "monai")  # that all scans need; pydicom and pynrrd are 
 # Options of `evaluate` that one kind of network alone knows
 OF_VIDEOS = ("flow", "fusion", "root", "only", "number", "clips", "crops", "max_frames", "precision")
 OF_SCANS = ("overlap",)
+# Of both commands; typer wants each to list its own, so that their signatures are alike
 DataOption = Annotated[
     Path,
     typer.Option(metavar="PATH", help="Folder of classes, table, or official lists; see docs/train.md."),

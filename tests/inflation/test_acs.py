@@ -20,13 +20,7 @@ from inflate3d.weights.inflated_file import load_inflated, save_inflated
 PICTURE = torch.zeros(1, 3, 37, 45)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """So small are these networks that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def residual():

@@ -24,13 +24,7 @@ PARTS = ("theta", "phi", "g", "out")
 ATTENTIONS = ("softmax", "embedded_gaussian", "gaussian", "dot_product")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """So small are these networks that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def residual():

@@ -16,13 +16,7 @@ PICTURE = torch.zeros(1, 3, 37, 45)
 OWN = "with taps of the present alone, a step sees its own frame"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """So small are these networks that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sights(model2d, preset="video", **planning):

@@ -25,12 +25,7 @@ from inflate3d.train.network import (
 CLIP = (2, 3, 5, 32, 32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lively(model):

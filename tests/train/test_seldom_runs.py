@@ -28,12 +28,7 @@ def few(tmp_path_factory):
     return write_clips(tmp_path_factory.mktemp("few"), count=2, num_frames=5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- validations that say nothing ----------------------------------------------------------------------------------

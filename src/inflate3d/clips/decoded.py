@@ -17,7 +17,7 @@ from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Rate, open_frames
 from inflate3d.errors import check_options, is_count
 
-FLOW_CHANNELS = {2: 0, 5: 3}  # of so many channels, which is the horizontal part of flow
+HORIZONTAL = {2: 0, 5: 3}  # of so many channels, which is the horizontal part of flow
 MAX_FRAMES = 20_000  # of one video, 13 minutes at 25 fps; longer ones are for `predict`, which streams
 
 
@@ -154,10 +154,10 @@ def turned(mirrored: Tensor, axis: int = -1) -> Tensor:
         [9, 8, 7, 155, 200]
     """
     channels = mirrored.shape[axis]
-    if channels not in FLOW_CHANNELS:
+    if channels not in HORIZONTAL:
         return mirrored
     mirrored = mirrored.clone()
-    mirrored.select(axis, FLOW_CHANNELS[channels]).bitwise_not_()  # 255 - x
+    mirrored.select(axis, HORIZONTAL[channels]).bitwise_not_()  # 255 - x
     return mirrored
 
 

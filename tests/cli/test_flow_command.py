@@ -98,6 +98,7 @@ def test_ctrl_c_and_then_the_rest(tmp_path):
         (["a.mp4", "-o", "out", "--layout", "denseflo"], "layout='denseflo'"),
         (["a.mp4", "-o", "out", "--method", "tvl"], "did you mean tvl1"),
         (["a.mp4", "-o", "out", "--fps", "often"], "inflate3d flow --fps: the frame rate is no number"),
+        (["a.mp4", "-o", "out", "--fps", "0"], "fps: a number of 0.0001 or more, or native got: fps=0.0"),
         (["a.mp4", "-o", "out", "--quantizer", "none"], "quantizer='none'"),
         (["a.mp4", "-o", "out", "--method", "raft"], "--flow-weights download"),
     ],

@@ -23,6 +23,7 @@ def evaluation(**changes):
         "settings": {"a<b": "c&d"},
         "warnings": (),
         "failures": (),
+        "class_names": ("run", "jump <1>", "swim"),
     }
     return Evaluation(**{**facts, **changes})
 
@@ -39,6 +40,7 @@ def test_confusions_are_counts_shaded_by_their_share_of_a_row(tmp_path):
         cells
         == [("0.67", "2"), ("0.33", "1"), ("0.00", ""), ("0.00", ""), ("0.67", "4"), ("0.33", "2")] + [("0.00", "")] * 3
     )
+    assert found.count("<th>swim</th>") == 2, "a class that is answered but never shown has its name as well"
     assert found.count("<th>jump &lt;1&gt;</th>") == 2 and "<dt>a&lt;b</dt><dd>c&amp;d</dd>" in found
     assert "<dt>videos</dt><dd>9 from 4 groups</dd>" in found and "75.0%" in found and "50.0% to 100.0%" in found
 

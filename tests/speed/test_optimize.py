@@ -315,6 +315,63 @@ def test_bfloat16_falls_back_with_a_warning_where_it_is_too_coarse():
     assert optimize(fast, "bf16") is fast  # it was made for that
 
 
+class Ties(nn.Module):
+    """Two classes whose leads are the brightness of red and green, beside a large number that bfloat16 rounds."""
+
+    clip_spec = Coarse.clip_spec
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[1.0, 0.0, 257.0], [0.0, 1.0, 257.0], [0.0, 0.0, -300.0]]))
+        self.asked = []
+
+    def forward(self, clip):
+        self.asked.append((len(clip), self.layer.weight.dtype))
+        return self.layer(clip.mean((2, 3, 4)))
+
+
+def of_colors(*colors):
+    """Clips `[b, 3, 5, 8, 8]` of one color each."""
+    return torch.tensor(colors)[:, :, None, None, None].expand(-1, -1, 5, 8, 8).clone()
+
+
+def test_classes_that_bfloat16_cannot_tell_apart_are_told_apart_in_float32():
+    model, clips = Ties().eval(), of_colors((0.3, 0.6, 1.0), (90.0, 0.0, 1.0), (0.6, 0.3, 1.0))
+    fast = optimize(model, "bf16")
+    asked = fast.exact.asked
+    with torch.inference_mode():
+        first = fast(clips)  # one answer in float32 is for the comparison
+        wanted = model(clips)
+        assert fast.precision == "bf16" and 1e-4 < fast.least_lead < 0.01
+        assert asked[-2:] == [(1, torch.float32)] * 2, "those that are close, and no others"
+        assert first[[0, 2]].equal(wanted[[0, 2]]) and not first[1].equal(wanted[1])
+        assert fast(clips).argmax(1).tolist() == [1, 0, 0]
+        assert fast.call("forward", clips)[[0, 2]].diff(dim=1)[:, 0].abs().max() == 0, "in bfloat16 they are the same"
+    assert "asked again in float32" in str(fast)
+    fast.least_lead = 0.0
+    with torch.inference_mode():
+        count = len(asked)
+        assert not fast(clips)[0].equal(wanted[0]) and len(asked) == count
+
+
+def test_a_network_without_classes_keeps_no_float32_for_close_calls():
+    class Features(Ties):
+        def forward(self, clip):
+            return super().forward(clip)[:, :, None, None, None]
+
+        def endpoints(self, clip, names):
+            return dict.fromkeys(names, super().forward(clip))
+
+    clip = of_colors((0.3, 0.6, 1.0))
+    for ask in (lambda fast: fast(clip), lambda fast: fast.endpoints(clip, ["head"])):
+        fast = optimize(Features().eval(), "bf16")
+        assert fast.unsettled
+        ask(fast)
+        assert fast.exact is None and fast.least_lead is None and not fast.unsettled
+
+
 def test_an_output_used_twice_keeps_its_layers_with_a_warning():
     class Shared(Coarse):
         def __init__(self):

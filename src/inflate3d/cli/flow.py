@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, check_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
 OVERLAY, KEY = "overlay.mp4", "wheel.png"
 
 
-class Frames(NamedTuple):
+@dataclass(frozen=True)
+class Frames:
     """Which frames of a video flow is computed on."""
 
     fps: "Rate"
     short_side: int
+
+    def __post_init__(self) -> None:
+        from inflate3d.results.network import rate_rule
+
+        check_options(self, {"fps": rate_rule(self.fps)})
 
 
 def flow(

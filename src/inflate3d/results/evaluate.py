@@ -63,6 +63,7 @@ class Evaluation:
         settings: What a reader needs to repeat it.
         warnings: What makes the scores look better than they are.
         failures: What could not be read.
+        class_names: Of the rows and columns of `confusion`.
     """
 
     count: int
@@ -76,6 +77,7 @@ class Evaluation:
     settings: Mapping[str, str] = field(repr=False)
     warnings: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
+    class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> str:
         """Write it as JSON, without pictures."""
@@ -84,6 +86,7 @@ class Evaluation:
             "num_groups": self.num_groups,
             "scores": {name: score._asdict() for name, score in self.scores.items()},
             "per_class": [{"class": name, "score": score, "count": count} for name, score, count in self.per_class],
+            "class_names": list(self.class_names),
             "confusion": self.confusion.tolist(),
             "calibration_error": self.calibration_error,
             "calibration": [one._asdict() for one in self.calibration],
@@ -141,6 +144,7 @@ def evaluate(
         settings={**answers.settings, **(settings or {})},
         warnings=tuple(told),
         failures=answers.failures,
+        class_names=tuple(answers.class_names),
         **found,
     )
 

@@ -233,7 +233,7 @@ class Network(NamedTuple, Generic[T]):
         """Give windows with their answers, as many at once as fit."""
         views = len(CROPS[crops](0, 0))
         batches = iter(lambda: list(islice(cut, max(self.at_a_time // views, 1))), [])
-        unsettled = getattr(self.model, "exact", None) is not None  # of Optimized, until its first answer
+        unsettled = getattr(self.model, "unsettled", False)  # of Optimized, until its first answer
         yield from in_lanes(self.answer, batches, lanes_of(self.model), first_alone=unsettled)
 
     def answer(self, batch: list[Window[T]]) -> Tensor:

@@ -111,12 +111,11 @@ def _classes(evaluation: Evaluation) -> str:
 
 def _confusion(evaluation: Evaluation) -> str:
     counts = evaluation.confusion
-    names = [name for name, _, _ in evaluation.per_class]
+    names = [escape(name) for name in evaluation.class_names]
     shown = [c for c in range(len(counts)) if counts[c].any() or counts[:, c].any()]
     if not shown or len(shown) > MOST_CLASSES:
         return ""
-    by_number = dict(zip([c for c in range(len(counts)) if counts[c].any()], names, strict=True))
-    head = "".join(f"<th>{escape(by_number.get(c, f'class {c}'))}</th>" for c in shown)
+    head = "".join(f"<th>{names[c]}</th>" for c in shown)
     rows = ""
     for true in shown:
         total = max(int(counts[true].sum()), 1)
@@ -124,7 +123,7 @@ def _confusion(evaluation: Evaluation) -> str:
             f'<td style="background:rgba(0,114,178,{counts[true, c] / total:.2f})">{counts[true, c] or ""}</td>'
             for c in shown
         )
-        rows += f"<tr><th>{escape(by_number.get(true, f'class {true}'))}</th>{cells}</tr>"
+        rows += f"<tr><th>{names[true]}</th>{cells}</tr>"
     words = "<p>Rows: what is shown. Columns: what the network answers.</p>"
     return f'<h2>Confusions</h2>{words}<table class="confusion"><tr class="down"><th></th>{head}</tr>{rows}</table>'
 

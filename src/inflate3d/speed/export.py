@@ -26,6 +26,7 @@ from inflate3d.errors import InflateError, InflateWarning, check_choice, import_
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.models.blocks import ClipRule
 from inflate3d.models.inflated import RGB, mean_and_std
+from inflate3d.speed.closeness import difference
 from inflate3d.speed.exported import (
     DATA,
     EXTRA,
@@ -179,16 +180,16 @@ def _export(model: nn.Module, clips: _Clips, card: ExportCard, path: Path) -> Ex
                 write(draft, card)
                 written = load_exported(draft, trust=True)
                 found = [written.answer(batch) for batch in batches]
-                difference = max(map(_difference, found, wanted))
-            if not difference <= TOLERANCE:
+                off_by = max(map(difference, found, wanted))
+            if not off_by <= TOLERANCE:
                 raise InflateError(
                     "the exported network answers otherwise than the model",
                     where=f"export of {card.name} to {card.backend}",
                     expected=f"a difference of {TOLERANCE:g} of the largest value at most; no file was left",
-                    got=f"{difference:.1e}, with batches of {shown} clips and frames",
+                    got=f"{off_by:.1e}, with batches of {shown} clips and frames",
                     fix="export to another format, and report this one with the versions of its packages",
                 )
-            card = replace(card, difference=difference)
+            card = replace(card, difference=off_by)
         for file in sorted(Path(folder).iterdir(), key=lambda one: one == draft):  # what the card hashes comes first
             with replacing(path.with_name(file.name)) as place:
                 shutil.copyfile(file, place)
@@ -322,14 +323,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _difference(found: list[Tensor], wanted: tuple[Tensor, ...]) -> float:
-    """Largest difference of two answers, relative to the largest value of each tensor; infinite for other shapes."""
-    if [one.shape for one in found] != [one.shape for one in wanted]:
-        return float("inf")
-    pairs = [(a.double(), b.double()) for a, b in zip(found, wanted, strict=True) if b.numel()]
-    return max((float((a - b).abs().amax() / b.abs().amax().clamp_min(1e-30)) for a, b in pairs), default=0.0)
 
 
 def check_format(path: Path, to: str | None = None) -> Backend:

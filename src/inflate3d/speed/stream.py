@@ -94,7 +94,7 @@ class Stream(nn.Module):
         (model,) = self._source
         spec = getattr(model, "clip_spec", None)
         too_short = isinstance(spec, ClipSpec) and piece.shape[2] < spec.min_frames  # no step comes of it either
-        if not isinstance(model, Optimized) or model.exact is None or too_short:
+        if not isinstance(model, Optimized) or not model.unsettled or too_short:
             return
         model.settle(piece)
         if model.precision != self.precision:

@@ -275,8 +275,8 @@ other videos.
 
 {shown["pictures"]} pictures, each shown for {shown["frames"]} frames, beside the 2D model. Random weights tell less
 than trained ones; batch norms have the statistics of the pictures, so that not all get the same answer. The lead is
-that of the 2D model's first answer over its second, of the largest logit: where it is smaller than what bfloat16 was off
-by at first, the clip is asked again in float32.
+that of the 2D model's first answer over its second, of the largest logit: where it is smaller than what bfloat16 was
+off by at first, the clip is asked again in float32.
 
 {_table(titles, rows)}"""
 

@@ -158,6 +158,7 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in fitted.model.parameters()),
         "seconds": round(seconds),
         "cpu_seconds": round(cpu_seconds),
+        "threads": torch.get_num_threads(),
         "history": list(fitted.history),
         "test": tested(fitted.model, data),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
@@ -226,7 +227,7 @@ def write_page(folder: Path) -> None:
 
 def adrenal_table(cells: Mapping[str, dict[str, Any]]) -> str:
     """Areas under the curve at both sizes."""
-    rows = ["| network | AUC, 28 voxels | AUC, 64 voxels | minutes |", "| --- | --- | --- | --- |"]
+    rows = ["| network | AUC, 28 voxels | AUC, 64 voxels | minutes of a core |", "| --- | --- | --- | --- |"]
     for kind in KINDS:
         found = [cells.get(f"adrenal-{side}-{kind}-0") for side in ADRENAL]
         if any(found):
@@ -237,7 +238,7 @@ def adrenal_table(cells: Mapping[str, dict[str, Any]]) -> str:
 
 def hippocampus_table(cells: Mapping[str, dict[str, Any]]) -> str:
     """Dice of both parts, folds put together."""
-    rows = ["| network | Dice, mean of both parts | front | back | folds | minutes |", "|" + " --- |" * 6]
+    rows = ["| network | Dice, mean of both parts | front | back | folds | minutes of a core |", "|" + " --- |" * 6]
     for kind in ("frames", "random", "center"):
         found = [cell for name, cell in cells.items() if re.fullmatch(rf"hippocampus-{kind}-\d", name)]
         if found:
@@ -254,8 +255,8 @@ def number(score: Interval) -> str:
 
 
 def minutes(cells: Sequence[Mapping[str, Any] | None]) -> str:
-    """Tell how long they took, each."""
-    return " + ".join(f"{cell['seconds'] / 60:.0f}" for cell in cells if cell)
+    """Tell how long they took, each, in minutes of one core."""
+    return " + ".join(f"{cell['seconds'] * cell['threads'] / 60:.0f}" for cell in cells if cell)
 
 
 def main() -> None:

@@ -147,7 +147,7 @@ class EndpointNetwork:
         def run(method: str, *args: Any) -> Any:
             if isinstance(model, Stream):
                 return model.call(method, clips, *args, is_last=is_last)
-            if isinstance(model, Optimized):  # no classes are wanted, so that none can be too close to call
+            if isinstance(model, Optimized):  # which asks nothing again for classes that are close, as forward does
                 return model.call(method, clips, *args)
             return model(clips) if method == "forward" else getattr(model, method)(clips, *args)
 

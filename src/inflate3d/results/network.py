@@ -18,7 +18,7 @@ from inflate3d.results.prediction import reason_of
 from inflate3d.speed.ahead import ahead
 from inflate3d.speed.lanes import in_lanes, lanes_of
 from inflate3d.speed.memory import clips_at_a_time, device_of
-from inflate3d.speed.optimize import Precision
+from inflate3d.speed.optimize import Optimized, Precision
 
 MIN_FPS = 1e-4  # exact_fps keeps four digits
 Progress = Callable[[float, float | None], None]  # seconds done; seconds in all, as far as the header tells
@@ -250,9 +250,10 @@ class Network(NamedTuple, Generic[T]):
         return logits.view(len(batch), -1, logits.shape[-1]).mean(1)
 
     def _logits(self, views: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits = self.model(views)
-        check_logits(logits, len(views), getattr(self.model, "class_names", None))
+        model = self.model
+        with torch.inference_mode():  # no window is asked again in float32, for they are averaged
+            logits = model.call("forward", views) if isinstance(model, Optimized) else model(views)
+        check_logits(logits, len(views), getattr(model, "class_names", None))
         found: Tensor = logits.float().cpu()
         return found
 

@@ -76,11 +76,13 @@ class Optimized(nn.Module):
 
     def forward(self, clip: Tensor) -> Any:
         """Answer a clip `[b, c, t, h, w]` as the model does, in float32, with its first class: see `least_lead`."""
+        if torch.compiler.is_compiling():  # an export holds one way only
+            return self.call("forward", clip)
+        self.settle(clip, keep=True)
         found = self.call("forward", clip)
-        exact = None if torch.compiler.is_compiling() else self.exact  # an export holds one way only
-        if exact is not None and self.least_lead and has_classes(found, len(clip)):
+        if self.exact is not None and self.least_lead and has_classes(found, len(clip)):
             for row in close_calls(found, self.least_lead):  # one by one, for memory
-                found[row] = run_method(exact, "forward", clip[row : row + 1])[0]
+                found[row] = run_method(self.exact, "forward", clip[row : row + 1])[0]
         return found
 
     def endpoints(self, clip: Tensor, names: str | Iterable[str]) -> Any:
@@ -88,7 +90,7 @@ class Optimized(nn.Module):
         return self.call("endpoints", clip, names)
 
     def call(self, method: str, clip: Tensor, *args: Any) -> Any:
-        """Run a method of the model on a clip `[b, c, t, h, w]`; what floats comes out in float32.
+        """Run a method of the model on a clip `[b, c, t, h, w]`, once; what floats comes out in float32.
 
         In bfloat16 some frames of the first clip are answered in float32 as well (all of them, where the model does not
         say how few are enough); where the answers differ, float32 stays.
@@ -109,10 +111,13 @@ class Optimized(nn.Module):
         self.settle(clip, method, *args)
         return run_method(self.model, method, clip, args=args, precision=self.precision)
 
-    def settle(self, clip: Tensor, method: str = "forward", *args: Any) -> None:
-        """Compare bfloat16 with float32 on a first clip `[b, c, t, h, w]`, where that is still to be done."""
+    def settle(self, clip: Tensor, method: str = "forward", *args: Any, keep: bool = False) -> None:
+        """Compare bfloat16 with float32 on a first clip `[b, c, t, h, w]`, where that is still to be done.
+
+        With `keep` the float32 model stays, for classes that are close.
+        """
         if self.unsettled:
-            self._compare(method, self._sample(clip), args)
+            self._compare(method, self._sample(clip), args, keep=keep)
 
     def _sample(self, clip: Tensor) -> Tensor:
         """Take from the first clip a few frames from beginning to end, or all, where nobody says how few will do."""
@@ -121,14 +126,14 @@ class Optimized(nn.Module):
             return clip[:1]
         return clip[:1, :, :: max(clip.shape[2] // spec.min_frames, 1)]
 
-    def _compare(self, method: str, clip: Tensor, args: tuple[Any, ...]) -> None:
+    def _compare(self, method: str, clip: Tensor, args: tuple[Any, ...], *, keep: bool) -> None:
         """Answer a clip in bfloat16 and in float32, and stay with float32 if the answers differ."""
         exact = self.exact
         assert exact is not None
         found = run_method(self.model, method, clip, args=args, precision=self.precision)
         wanted = run_method(exact, method, clip, args=args)
         closeness = cosine(found, wanted)
-        if closeness >= BF16_COSINE and method == "forward" and has_classes(wanted, len(clip)):
+        if closeness >= BF16_COSINE and keep and has_classes(wanted, len(clip)):
             self.least_lead = difference(found, wanted)
             return
         self.exact = None  # only now: a clip that cannot be answered compares nothing

@@ -12,8 +12,9 @@ from inflate3d.inflation.padding import time_pads
 from inflate3d.speed import optimize as optimize_module
 from inflate3d.speed.batch_norm import fold_batch_norms
 from inflate3d.speed.borders import Borders, TooFewFrames
+from inflate3d.speed.closeness import cosine, difference
 from inflate3d.speed.int8 import QuantizedModel
-from inflate3d.speed.optimize import Optimized, _cosine, _difference, in_training, optimize, run_method
+from inflate3d.speed.optimize import Optimized, in_training, optimize, run_method
 from inflate3d.speed.stream import ENDLESS, in_pieces
 
 LENGTH = 23
@@ -233,17 +234,17 @@ def test_hooks_go_also_where_the_run_fails():
 def test_differences_are_relative_to_the_largest_value():
     one = {"a": torch.tensor([1.0, -4.0]), "b": [torch.tensor([0.1])]}
     other = {"a": torch.tensor([1.0, -4.2]), "b": [torch.tensor([0.1])]}
-    assert _difference(other, one) == pytest.approx(0.05)
-    assert _difference(one, one) == 0 == _difference([], [])
-    assert _difference(torch.ones(1), torch.zeros(1)) > 1e20  # what was nothing has become something
+    assert difference(other, one) == pytest.approx(0.05)
+    assert difference(one, one) == 0 == difference([], [])
+    assert difference(torch.ones(1), torch.zeros(1)) > 1e20  # what was nothing has become something
 
 
 def test_the_cosine_is_that_of_the_worst_clip():
     wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     found = torch.tensor([[5.0, 0.0], [0.0, 2.0], [0.0, 7.0]])
-    assert _cosine(found, wanted) == pytest.approx(0.5**0.5)
-    assert _cosine({"a": wanted, "b": -wanted}, {"a": wanted, "b": wanted}) == pytest.approx(-1)
-    assert _cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
+    assert cosine(found, wanted) == pytest.approx(0.5**0.5)
+    assert cosine({"a": wanted, "b": -wanted}, {"a": wanted, "b": wanted}) == pytest.approx(-1)
+    assert cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ class Optimized(nn.Module):
         precision: "fp32"; "bf16": inputs, convolutions and products in bfloat16; "int8". Outputs are float32.
         asked: The precision that was asked for; bfloat16 may have fallen back to float32.
         least_lead: Clips whose first class leads the second by less, in parts of the largest logit, are answered once
-            more in float32: what bfloat16 was off by in the first answer. 0 asks nothing again, None is for what has
-            no classes.
+            more in float32: what bfloat16 was off by in the first answer. 0 asks nothing again; None before `forward`
+            has compared, and for what has no classes.
         steps: What was done, in words.
     """
 

@@ -59,6 +59,27 @@ def test_flow_of_good_and_bad_videos(tmp_path):
     assert "otherwise" in other.stdout
 
 
+def test_the_output_may_lie_among_the_videos(tmp_path, monkeypatch):
+    moving_video(tmp_path / "a.mp4", 3)
+    monkeypatch.chdir(tmp_path)
+    for layout, before in (("mp4", ""), ("mp4", ", 2 of them before")):
+        done = run("flow", ".", "-o", "flow", "--method", "dis", "--short-side", 48, "--layout", layout)
+        assert done.exit_code == 0, done.output
+        assert done.stdout.split() == f"flow/a: 2 flows{before}".split()
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_pictures_of_one_name_are_not_taken_for_another(tmp_path, elsewhere):
+    """Two folders have the same size, whatever is in them."""
+    for number, place in enumerate(("one", "two" if elsewhere else "one")):
+        folder = tmp_path / place / "clip"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            Image.new("RGB", (40, 30), (i, number, i)).save(folder / f"{i}.png")
+        done = run("flow", folder, "-o", tmp_path / "out", "--method", "dis", "--short-side", 30)
+    assert done.exit_code == 1 and "made otherwise" in " ".join(done.stdout.split())
+
+
 def test_the_current_folder_gets_a_folder_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "jump").mkdir()
     for i in range(3):

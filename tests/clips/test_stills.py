@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from inflate3d.clips.clip import Clip, ClipSpec
 from inflate3d.clips.sampling import loop_frames
@@ -81,6 +81,25 @@ def test_each_photograph_is_turned_by_its_own_note(tmp_path):
     numbers, _, frames = read(tmp_path)
     assert numbers == [1, 2, 3, 4]
     assert all(looks_upright(frame.picture) for frame in frames)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_are_upright_as_elsewhere(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"1.{suffix}"
+    Image.fromarray(paint(1)).save(path, exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    _, _, (frame,) = read(tmp_path)
+    assert np.array_equal(frame.picture, wanted)
+
+
+def test_colors_of_jpegs_are_those_of_the_programs_that_frames_are_written_for(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+    Image.fromarray(noise).resize((72, 46)).save(tmp_path / "1.jpg", quality=90)  # color at half the size
+    _, _, (frame,) = read(tmp_path)
+    assert np.array_equal(frame.picture, np.asarray(Image.open(tmp_path / "1.jpg").convert("RGB")))
 
 
 def test_gray_and_transparent_pictures_come_out_as_rgb(tmp_path):

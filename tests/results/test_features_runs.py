@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from feature_stand_ins import Witness, numbers_of, write_numbered
+from PIL import Image
 
+from inflate3d.clips.stills import source_state
 from inflate3d.errors import InflateError
 from inflate3d.results.feature_files import Job, VideoFeatures, arranged, files_of, plan_jobs
-from inflate3d.results.feature_manifest import Manifest, Shard, state_of
+from inflate3d.results.feature_manifest import Manifest, Shard
 from inflate3d.results.feature_presets import FeatureLayout, FeatureOptions
 from inflate3d.results.feature_runs import Estimate, FeatureProgress, extract_files, extract_on_ray, ray_fault
 from inflate3d.results.features import Extractor
@@ -84,6 +86,76 @@ def test_another_configuration_network_or_video_is_made_anew(tmp_path, videos):
     write_numbered(copy, 11)
     assert extract_files(extractor(), plan_jobs([copy]), folder).num_done == 1
     assert len(np.load(folder / "v_rgb.npy")) == 4
+
+
+def test_pictures_that_are_written_over_are_made_anew(tmp_path):
+    """A folder's own size and time tell nothing of what is in it."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for shade in (10, 200):
+        for number in range(6):
+            Image.new("RGB", (48, 36), (shade, 0, 0)).save(frames / f"{number}.png")
+        assert extract_files(extractor(), plan_jobs([frames]), tmp_path / "out").num_done == 1
+    rows = np.load(tmp_path / "out" / "frames_rgb.npy")
+    np.testing.assert_allclose(rows[:, 0], 200 / 127.5 - 1, atol=1e-5)
+
+
+def test_a_video_that_changes_while_it_is_read_is_made_anew(tmp_path):
+    path = tmp_path / "v.mp4"
+    write_numbered(path, 9)
+    made = extractor()
+    network = made.networks["rgb"]
+    forward = network.model.model.forward
+
+    def replaced(clip):
+        write_numbered(path, 12)
+        return forward(clip)
+
+    network.model.model.forward = replaced
+    assert extract_files(made, plan_jobs([path]), tmp_path / "out").num_done == 1
+    assert extract_files(extractor(), plan_jobs([path]), tmp_path / "out").num_done == 1
+    assert len(np.load(tmp_path / "out" / "v_rgb.npy")) == 5
+
+
+def test_a_collected_file_holds_the_videos_as_they_are_and_this_run_alone(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path, out = tmp_path / "v.mp4", tmp_path / "out"
+    layout = FeatureLayout("h5", collected="hdf5", collected_name="all.h5")
+    for count, rows in ((9, 3), (12, 5)):
+        write_numbered(path, count)
+        extract_files(extractor(), plan_jobs([path]), out, layout=layout)
+        with h5py.File(out / "all.h5") as file:
+            assert {name: len(found) for name, found in file.items()} == {"v_rgb": rows}
+    np.savez(out / ".parts" / "v_flow.npz", v_flow=np.zeros((9, 5)))  # of a run with other options
+    write_numbered(path, 10)
+    extract_files(extractor(), plan_jobs([path]), out, layout=layout)
+    with h5py.File(out / "all.h5") as file:
+        assert list(file) == ["v_rgb"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        (FeatureLayout(name="features"), ("a.mp4", "b.mp4")),
+        (FeatureLayout(name="{stream}"), ("a.mp4", "b.mp4")),
+        (FeatureLayout(name="v_{id}"), ("b.mp4", "v_b.mp4")),
+        (FeatureLayout("h5", name="{stem}", collected="hdf5"), ("a.mp4", "a/b.mp4")),
+    ],
+)
+def test_two_videos_never_write_one_file(tmp_path, layout, names):
+    for name in names:
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_numbered(tmp_path / "videos" / name, 9)
+    jobs = plan_jobs([tmp_path / "videos"])
+    with pytest.raises(InflateError, match="several videos would have one file"):
+        extract_files(extractor(), jobs, tmp_path / "out", layout=layout)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    Image.new("RGB", (48, 36)).save(tmp_path / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert [job.name for job in plan_jobs(["."])] == [tmp_path.name]
 
 
 def test_three_corrupt_videos_are_three_rows_and_tried_again(tmp_path, videos):
@@ -336,7 +408,7 @@ def test_ten_thousand_files_are_planned_in_two_seconds(tmp_path):
             windows = {"num_frames": 16, "start_frames": list(range(300)), "times_seconds": list(range(300))}
             if (100 * k + i) % 4:
                 (out / f"{k:03}-{i:02}.npy").touch()
-                row = {"video": name, "config": "c", "status": "done", "time": 1.0, "state": state_of(path)}
+                row = {"video": name, "config": "c", "status": "done", "time": 1.0, "state": source_state(path)}
                 manifest.add({**row, "files": files, "windows": windows})
     begun = time.process_time()
     jobs = plan_jobs([folder])

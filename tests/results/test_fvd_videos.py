@@ -29,10 +29,10 @@ class Witness(nn.Module):
 
     def __init__(self, stop_after=None):
         super().__init__()
-        self.calls, self.stop_after = [], stop_after
+        self.calls, self._stop_after = [], stop_after
 
     def forward(self, clips):
-        if len(self.calls) == self.stop_after:
+        if len(self.calls) == self._stop_after:
             raise KeyboardInterrupt
         self.calls.append(len(clips))
         return (clips[:, :, [0, 1, -1]].mean((1, 3, 4)) + 1) * 127.5
@@ -233,6 +233,19 @@ def test_a_stopped_run_goes_on(folder, tmp_path):
     assert torch.equal(whole.features, embed(folder, **options | {"cache": None}).features)
     assert third.calls == []
     assert not list(cache.rglob("*.part"))
+
+
+def test_networks_with_the_same_tensors_have_features_of_their_own(folder, tmp_path):
+    class Pooled(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, clips):
+            return (clips.amax if self.kind == "max" else clips.mean)((2, 3, 4))
+
+    found = [embed(folder, model=Pooled(kind), cache=tmp_path).features for kind in ("mean", "max", "mean")]
+    assert not torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_kept_features_belong_to_one_video_network_and_choice(folder, tmp_path):

@@ -95,14 +95,14 @@ def write_flows(
     draw: bool,
 ) -> int:
     """Write the flow of one video after the other, also where one fails; give the number of those that did."""
-    from inflate3d.clips.stills import find_videos
+    from inflate3d.clips.stills import find_videos, source_state
     from inflate3d.flow.layouts import write_flow
     from inflate3d.flow.stored import flow_name
     from inflate3d.results.prediction import Failure, printable, reason_of
     from inflate3d.show.answers import failures_table
 
     console = Console(soft_wrap=True)
-    videos = find_videos(paths)
+    videos = [video for video in find_videos(paths) if not _is_flow(video, output)]
     _check_names(videos)
     failures = []
     with progress_on(console) as progress, warnings_on(console):
@@ -116,7 +116,7 @@ def write_flows(
             progress.reset(task, description=escape(f"{number}/{len(videos)} {video.name}"), total=None)
             try:
                 pictures = SmallPictures(video, frames, tell)
-                known = {**settings, "source": video.name or folder.name, "bytes": str(video.stat().st_size)}
+                known = {**settings, "source": video.name or folder.name, "state": source_state(video)}
                 done = write_flow(pictures, folder, options, method=solve, settings=known)
                 if draw and not (folder / OVERLAY).exists():
                     _draw(folder, pictures, frames)
@@ -152,6 +152,15 @@ def _draw(folder: Path, pictures: SmallPictures, frames: Frames) -> None:
     pairs = zip(pictures, open_flow(folder), strict=False)
     write_overlay(folder / OVERLAY, pairs, fps=25.0 if frames.fps == "native" else float(frames.fps))
     write_png(folder / KEY, wheel_picture())
+
+
+def _is_flow(video: Path, output: Path) -> bool:
+    """Whether it is what an earlier run has written, where the folder of the output lies among the videos."""
+    from inflate3d.flow.layouts import RECORD
+
+    return any(
+        place.resolve().parent == output.resolve() and (place / RECORD).exists() for place in (video, video.parent)
+    )
 
 
 def _check_names(videos: list[Path]) -> None:

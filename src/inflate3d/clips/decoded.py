@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inflate3d.atomic import replacing
+from inflate3d.clips.decoding import unreadable
+from inflate3d.clips.stills import source_state
 from inflate3d.clips.transforms import resize_picture
 from inflate3d.clips.video import Rate, open_frames
 from inflate3d.errors import check_options, is_count
@@ -77,8 +79,11 @@ def _cache_file(path: str, how: Decoding) -> Path | None:
     """Name the file by all that decides on its content; a video that changes gets another name."""
     if how.cache is None or not os.path.exists(path):  # noqa: PTH110 - no need for a Path of a string
         return None
-    found = Path(path).stat()
-    facts = (str(Path(path).resolve()), found.st_size, found.st_mtime_ns, str(how.fps), how.short_side)
+    try:
+        state = source_state(Path(path))
+    except OSError as error:
+        raise unreadable(Path(path), error) from error
+    facts = (str(Path(path).resolve()), state, str(how.fps), how.short_side)
     name = hashlib.sha256(repr((*facts, how.max_frames, how.change_name)).encode()).hexdigest()[:32]
     return how.cache / f"{name}.npy"
 

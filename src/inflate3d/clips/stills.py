@@ -1,6 +1,8 @@
 """What a path or an array means: which videos, which pictures of a folder, and their times."""
 
+import hashlib
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -15,15 +17,17 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from inflate3d.clips.clip import Clip
-from inflate3d.clips.decoding import LIMITS, opening_options, unreadable
+from inflate3d.clips.decoding import LIMITS, MAX_PIXELS, opening_options, unreadable
 from inflate3d.clips.sampling import Timed
 from inflate3d.clips.transforms import as_tensor, check_range, to_range
 from inflate3d.errors import InflateError, is_number
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+PILLOW_KINDS, MIRRORED = ("JPEG", "PNG", "WEBP", "TIFF"), {2, 4, 5, 7}  # the latter are EXIF's orientations
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".wmv", ".flv", ".ogv", ".3gp", ".vob", ".mxf", ".y4m", ".h264", ".hevc"),
@@ -106,6 +110,27 @@ def _is_shown(item: Path) -> bool:
     return not item.name.startswith(".") and item.is_file()
 
 
+def source_state(path: Path) -> str:
+    """Fingerprint a video or a folder of pictures: names, sizes and last changes of the files that are read.
+
+    A folder has a size and a time of its own, which tell nothing of pictures that were written over.
+
+    Raises:
+        OSError: There is no such file, or it may not be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     picture = Path(folder) / "f1.png"
+        ...     _ = picture.write_bytes(b"one"); before = source_state(Path(folder))
+        ...     _ = picture.write_bytes(b"another"); before == source_state(Path(folder))
+        False
+    """
+    files = pictures_in(path) if path.is_dir() else [path]
+    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:32]
+
+
 def natural_key(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts frame2 before frame10.
 
@@ -154,6 +179,8 @@ def read_image(path: Path) -> VideoFrame:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    if (upright := _of_pillow(data)) is not None:
+        return upright
     try:
         # from memory, because FFmpeg would take a % in the name for a numbering pattern
         with av.open(BytesIO(data), "r", options=opening_options()) as container:
@@ -167,6 +194,25 @@ def read_image(path: Path) -> VideoFrame:
             got=f"{len(data)} bytes ({error or type(error).__name__})",
             fix="write the frame again, or take it out of the folder",
         ) from error
+
+
+def _of_pillow(data: bytes) -> VideoFrame | None:
+    """Decode what FFmpeg does otherwise than the programs that frames are written for, or give None.
+
+    Those are JPEGs in color, whose coarser planes of color libjpeg interpolates and FFmpeg repeats, and photographs
+    that are stored mirrored, which FFmpeg does not tell.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=PILLOW_KINDS) as image:
+            is_photograph = image.format in {"JPEG", "MPO"} and image.mode in {"RGB", "CMYK"}
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if not (is_photograph or orientation in MIRRORED) or image.width * image.height > MAX_PIXELS:
+                return None
+            upright = image if orientation == 1 else ImageOps.exif_transpose(image)  # which always copies
+            picture = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return None  # damaged: FFmpeg saves more of it, or says what is wrong
+    return VideoFrame.from_ndarray(picture, format="rgb24")
 
 
 def at_even_times(items: Iterator[Any], frames_fps: Fraction) -> Iterator[Timed[Any]]:

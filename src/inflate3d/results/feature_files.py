@@ -4,11 +4,11 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ def plan_jobs(paths: Sequence[str | Path]) -> list[Job]:
     for path in map(Path, paths):
         for video in find_videos([path]):
             is_folder = os.path.isdir(path)  # noqa: PTH112 - false for names too long to be
-            below = video.relative_to(path) if is_folder and video != path else Path(video.name)
+            below = video.relative_to(path) if is_folder and video != path else Path(video.resolve().name)
             name = below if os.path.isdir(video) else below.with_suffix("")  # noqa: PTH112
             found.setdefault(video, (name.as_posix(), path.resolve().name if is_folder else video.parent.name))
     names = [name for name, _ in found.values()]
@@ -152,6 +152,39 @@ def files_of(name: str, video: VideoFeatures, layout: FeatureLayout, *, card: st
     for pattern, fact in layout.beside.items():
         files[_path(name, pattern, "", 0) + ".npy"] = _npy(facts[fact])
     return files
+
+
+def check_paths(names: Sequence[str], layout: FeatureLayout, streams: Sequence[str]) -> None:
+    """Find out before anything is made whether two videos would write one file.
+
+    Args:
+        names: Of the jobs.
+        layout: How the files look.
+        streams: Whose features are made.
+
+    Raises:
+        InflateError: They would; or in an h5 file one would stand where another one needs a group.
+    """
+    writers: dict[str, str] = {}
+    twice: list[str] = []
+    for name in names:
+        patterns = [(layout.name, stream) for stream in (streams if "{stream}" in layout.name else ("",))]
+        for pattern, stream in [*patterns, *((beside, "") for beside in layout.beside)]:
+            path = PurePosixPath(_path(name, pattern, stream, 0)).as_posix()
+            if path in writers:
+                twice.append(f"{writers[path]} and {name}: {path}")
+            writers[path] = name
+    if layout.format == "h5":
+        inside = ((path, parent.as_posix()) for path in writers for parent in PurePosixPath(path).parents)
+        twice += [f"{writers[parent]} and {writers[path]}: {path}" for path, parent in inside if parent in writers]
+    if twice:
+        raise InflateError(
+            "several videos would have one file of features",
+            where=f"features, name {layout.name!r}",
+            expected="a name that tells all videos and streams apart, with {stem} in it",
+            got=list_faults(map(printable, twice), shown=4),
+            fix="--name '{stem}_{stream}', or give the videos names that differ",
+        )
 
 
 def _path(name: str, pattern: str, stream: str, crop: int) -> str:
@@ -232,12 +265,14 @@ def not_writable(path: Path, error: OSError) -> InflateError:
     )
 
 
-def collect(folder: Path, names: Sequence[str], layout: FeatureLayout, *, part: str, drafts: Path) -> list[str]:
+def collect(
+    folder: Path, made: Mapping[str, Sequence[str]], layout: FeatureLayout, *, part: str, drafts: Path
+) -> list[str]:
     """Put the features of all videos into one file, in the order of their names; give the names of the files.
 
     Args:
         folder: Of the run.
-        names: Of the jobs that are done.
+        made: The files of each job that is done, by its name.
         layout: Says which file.
         part: Put before the suffix of the file, for one of several shards.
         drafts: Where the file grows.
@@ -247,11 +282,12 @@ def collect(folder: Path, names: Sequence[str], layout: FeatureLayout, *, part: 
     """
     path = Path(layout.collected_name or f"features.{layout.collected}")
     path = path.with_suffix(part + path.suffix)
-    ordered = sorted(names)
+    ordered = sorted(made)
     try:
         drafts.mkdir(parents=True, exist_ok=True)
         if layout.collected == "hdf5":
-            _write_hdf5(folder, ordered, layout, draft=drafts / path.name)
+            parts = [folder / file for name in ordered for file in made[name] if file.startswith(f"{PARTS}/")]
+            _write_hdf5(parts, drafts / path.name)
             (drafts / path.name).replace(folder / path)
             return [str(path)]
     except OSError as error:
@@ -275,21 +311,12 @@ def import_h5py() -> Any:
     return import_extra("h5py", "hdf5", where="features, format h5", instead="take --format npz")
 
 
-def _write_hdf5(folder: Path, names: Sequence[str], layout: FeatureLayout, *, draft: Path) -> None:
+def _write_hdf5(parts: Sequence[Path], draft: Path) -> None:
     with import_h5py().File(draft, "w") as file:
-        for name in names:
-            for part in _parts(folder, name, layout):
-                with np.load(part) as arrays:
-                    for key in arrays.files:
-                        file.create_dataset(key, data=arrays[key], track_times=False)
-
-
-def _parts(folder: Path, name: str, layout: FeatureLayout) -> Iterator[Path]:
-    streams = ("joined",) if "{stream}" not in layout.name else ("rgb", "flow", "joined")
-    for stream in streams:
-        part = folder / PARTS / (_path(name, layout.name, stream, 0) + SUFFIXES["h5"])
-        if part.exists():
-            yield part
+        for part in parts:
+            with np.load(part) as arrays:
+                for key in arrays.files:
+                    file.create_dataset(key, data=arrays[key], track_times=False)
 
 
 def _mat(name: str, array: Array) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inflate3d.clips.decoding import unreadable
+from inflate3d.clips.stills import source_state
 from inflate3d.errors import InflateError, is_number
 from inflate3d.results.feature_files import Job, not_writable
 
@@ -94,8 +95,8 @@ class Manifest:
             except OSError as error:
                 raise unreadable(path, error) from error
 
-    def done(self, config: str, jobs: Sequence[Job]) -> set[str]:
-        """Name the jobs whose files are there, made so, not written over since, and of the video as it is now."""
+    def done(self, config: str, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        """Give the lines of the jobs whose files are there, made so, not written over since, of the video as it is."""
         rows: dict[str, dict[str, Any]] = {}
         writers: dict[str, tuple[float, str]] = {}  # of each file, the last one
         for row in self.rows():
@@ -105,7 +106,7 @@ class Manifest:
                 if row["config"] == config:
                     rows[row["video"]] = row
         return {
-            job.name
+            job.name: rows[job.name]
             for job in jobs
             if job.name in rows
             and all(writers[file][1] == config for file in rows[job.name]["files"])
@@ -114,7 +115,7 @@ class Manifest:
 
     def _holds(self, row: Mapping[str, Any], job: Job) -> bool:
         try:
-            same: bool = row.get("state") == state_of(job.path)
+            same: bool = row.get("state") == source_state(job.path)
             return same and all((self.folder / file).stat().st_size == size for file, size in row["files"].items())
         except (OSError, ValueError):  # a name with a zero in it
             return False
@@ -144,9 +145,3 @@ def _is_whole(row: object) -> bool:
         texts = isinstance(row.get("video"), str) and isinstance(row.get("config"), str)
         return texts and is_number(row.get("time")) and isinstance(files, dict)
     return "collected" not in row or (isinstance(files, list) and all(isinstance(file, str) for file in files))
-
-
-def state_of(path: Path) -> list[int]:
-    """Tell what changes when a video does: its size and the time of its last change."""
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]

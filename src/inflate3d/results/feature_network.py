@@ -1,6 +1,5 @@
 """A network up to one of its layers: clips in, a vector or more for each of them out."""
 
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,12 @@ from torch import Tensor, nn
 
 from inflate3d.axes import frames_to_clip
 from inflate3d.clips.clip import ClipSpec
-from inflate3d.errors import InflateError, nearest_names
+from inflate3d.errors import InflateError, check_choice, nearest_names
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.inflation.observe import copied
 from inflate3d.models.inception import ENDPOINTS, InceptionI3d
 from inflate3d.results.feature_presets import Pool, StreamName
+from inflate3d.results.network import build_sha256
 from inflate3d.speed.layers import Pointwise
 from inflate3d.speed.optimize import Optimized, Precision, in_training, optimize
 from inflate3d.speed.stream import Stream, TimeSteps, can_stream
@@ -59,7 +59,7 @@ class EndpointNetwork:
         self.in_channels: int | None = getattr(model, "in_channels", None)
         tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         self.sha256 = tensors_sha256(tensors)
-        self.build = _build_of(model)
+        self.build = build_sha256(model)
         plain = model.model if isinstance(model, Optimized) else model
         self.path = _last_layer(plain) if endpoint == FEATURES else endpoint
         paths = dict(plain.named_modules())
@@ -256,6 +256,8 @@ def network_named(
     if weights is None:
         raise _no_weights(name, "none given", "a FILE of weights, or none (random ones)", "--weights FILE")
     torch.manual_seed(0)
+    if compat is not None:
+        check_choice(compat, COMPAT, what="compat", where="features")
     if name == "i3d" and compat:
         model: nn.Module = InceptionI3d(in_channels=CHANNELS[stream], **COMPAT[compat])
     else:
@@ -285,24 +287,6 @@ def _check(model: object) -> None:
             got=fault[0],
             fix=fault[1],
         )
-
-
-def _build_of(model: nn.Module) -> str:
-    plain = bool | int | float | str | None
-    lines = []
-    for path, module in model.named_modules():
-        facts = {**vars(type(module)), **vars(module)}
-        told = {
-            name: value
-            for name, value in sorted(facts.items())
-            if not name.startswith("_")
-            and name != "training"
-            and (
-                isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(one, plain) for one in value))
-            )
-        }
-        lines.append(f"{path} {type(module).__name__} {told}")
-    return sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _last_layer(model: nn.Module) -> str:

@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inflate3d.clips.stills import source_state
 from inflate3d.errors import InflateError, import_extra
-from inflate3d.results.feature_files import Job, VideoFeatures, collect, files_of, import_h5py, write_files
-from inflate3d.results.feature_manifest import Manifest, Shard, state_of
+from inflate3d.results.feature_files import Job, VideoFeatures, check_paths, collect, files_of, import_h5py, write_files
+from inflate3d.results.feature_manifest import Manifest, Shard
 from inflate3d.results.feature_presets import FeatureLayout, plain
 from inflate3d.results.features import Extractor, Told
 from inflate3d.results.prediction import Failure, printable
@@ -114,8 +115,9 @@ def extract_files(
     """
 
     def rows(todo: Sequence[Job], writer: "_Writer", tell: Told) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, found in extractor.many((job.path for job in todo), told=tell):
-            yield index, writer.row(todo[index], found)
+        states: list[str] = []
+        for index, found in extractor.many(_paths(todo, states), told=tell):
+            yield index, writer.row(todo[index], found, states[index])
 
     return _run(_Plan(extractor, jobs, folder, layout or FeatureLayout(), shard), rows, progress)
 
@@ -196,9 +198,20 @@ class _RayWorker:
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
         numbers = [int(number) for number in batch["item"]]
-        for index, found in self.extractor.many(self.jobs[number].path for number in numbers):
-            row = self.writer.row(self.jobs[numbers[index]], found)
+        jobs, states = [self.jobs[number] for number in numbers], list[str]()
+        for index, found in self.extractor.many(_paths(jobs, states)):
+            row = self.writer.row(jobs[index], found, states[index])
             yield {"index": [numbers[index]], "row": [json.dumps(row)]}
+
+
+def _paths(jobs: Sequence[Job], states: list[str]) -> Iterator[Path]:
+    """Hand out the videos, and note the state of each before it is read: one that changes meanwhile is done anew."""
+    for job in jobs:
+        try:
+            states.append(source_state(job.path))
+        except (OSError, ValueError):  # reading it says so
+            states.append("")
+        yield job.path
 
 
 class _Plan(NamedTuple):
@@ -218,11 +231,10 @@ class _Writer(NamedTuple):
     config: str  # a hash of all that decides on the bytes
     made: str  # the same in words
 
-    def row(self, job: Job, found: VideoFeatures | Failure) -> dict[str, Any]:
+    def row(self, job: Job, found: VideoFeatures | Failure, state: str) -> dict[str, Any]:
         row: dict[str, Any] = {"video": job.name, "source": printable(str(job.path)), "config": self.config}
         if isinstance(found, Failure):
             return {**row, "status": "failed", "error": found.reason}
-        state = state_of(job.path)
         files = write_files(self.folder, files_of(job.name, found, self.layout, card=self.made), self.drafts)
         row |= {
             "status": "done",
@@ -240,7 +252,9 @@ Rows = Callable[[Sequence[Job], _Writer, Told], Iterator[tuple[int, dict[str, An
 
 
 def _run(plan: _Plan, rows: Rows, progress: Callable[[FeatureProgress], None] | None) -> FeatureRun:
+    streams = list(plan.extractor.networks)
     _check_layout(plan.extractor, plan.layout)
+    check_paths([job.name for job in plan.jobs], plan.layout, streams)
     made = {**plan.extractor.describe(), "layout": plain(plan.layout)}
     words = json.dumps(made, sort_keys=True, default=str)
     drafts = plan.folder / f"{DRAFTS}{plan.shard.part}"
@@ -281,15 +295,17 @@ def _without(drafts: Path) -> Iterator[None]:
 
 
 def _collected(plan: _Plan, manifest: Manifest, writer: _Writer, jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Put all videos into one file, unless that has been done with the same ones."""
-    names = sorted(manifest.done(writer.config, jobs)) if plan.layout.collected else []
-    if not names:
+    """Put all videos into one file, unless that has been done with the same features."""
+    done = manifest.done(writer.config, jobs) if plan.layout.collected else {}
+    if not done:
         return ()
-    contents = sha256("\n".join([writer.config, *names]).encode()).hexdigest()
+    made = sorted((name, line["time"]) for name, line in done.items())  # a video that is done anew has another time
+    contents = sha256(repr((writer.config, made)).encode()).hexdigest()
     for row in manifest.rows():
         if row.get("collected") == contents and all(map(os.path.exists, (plan.folder / file for file in row["files"]))):
             return tuple(row["files"])
-    files = collect(plan.folder, names, plan.layout, part=plan.shard.part, drafts=writer.drafts)
+    parts = {name: list(line["files"]) for name, line in done.items()}
+    files = collect(plan.folder, parts, plan.layout, part=plan.shard.part, drafts=writer.drafts)
     manifest.add({"collected": contents, "files": files})
     return tuple(files)
 

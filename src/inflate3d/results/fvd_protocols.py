@@ -15,6 +15,7 @@ from inflate3d.clips.transforms import MAX_ASPECT, check_range, crops, to_range
 from inflate3d.errors import InflateError, check_choice, is_count, is_number
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import InceptionI3d
+from inflate3d.results.network import build_sha256
 from inflate3d.speed.memory import values_of
 from inflate3d.speed.optimize import in_training
 from inflate3d.weights.checkpoint import tensors_sha256
@@ -363,6 +364,7 @@ class FeatureNetwork:
         module: What is run: the model, or of I3D a variant that shares its tensors.
         name: The model's class.
         sha256: Hash of its tensors, by which kept features and statistics know the network again.
+        build: Hash of how it is built besides; of an I3D, which is run as the protocol says, none.
         min_frames: Shortest clip that it takes.
 
     Raises:
@@ -375,6 +377,7 @@ class FeatureNetwork:
         self.name = type(model).__name__
         tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         self.sha256 = tensors_sha256(tensors)
+        self.build = "" if type(model) is InceptionI3d else build_sha256(model)
         self.min_frames = int(getattr(getattr(self.module, "clip_spec", None), "min_frames", 1))
 
     def __call__(self, clips: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inflate3d.atomic import replacing
 from inflate3d.clips.clip import Clip
-from inflate3d.clips.stills import find_videos
+from inflate3d.clips.stills import find_videos, source_state
 from inflate3d.clips.transforms import as_tensor
 from inflate3d.clips.video import Rate, open_frames
 from inflate3d.errors import InflateError, InflateWarning, check_options, in_a_line, is_count, is_pair
@@ -362,10 +362,9 @@ class _Gathering:
     def _entry(self, path: Path, number: int) -> Path | None:
         if self.options.cache is None or not path.exists():
             return None
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        states = [(str(file.resolve()), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
         setup = setup_of(self.options, self.network, self.num_frames or FILE_FRAMES).fingerprint()
-        choice = (version("inflate3d"), states, self.sampling.offset, self.options.seed, number, setup)
+        made = (version("inflate3d"), self.network.build, setup)
+        choice = (made, str(path.resolve()), source_state(path), self.sampling.offset, self.options.seed, number)
         key = sha256(json.dumps(choice).encode()).hexdigest()
         return Path(self.options.cache) / key[:2] / f"{key}.safetensors"
 

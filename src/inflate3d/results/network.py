@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain, islice
 from typing import Generic, NamedTuple, Protocol, TypeVar, get_args
 
@@ -116,6 +117,32 @@ class SmallFrame(NamedTuple):
 
     picture: Tensor
     time_seconds: float
+
+
+def build_sha256(model: nn.Module) -> str:
+    """Hash what tells two networks with the same tensors apart: their modules' classes, numbers and texts.
+
+    The code of a `forward` is not among them.
+
+    Example:
+        >>> build_sha256(torch.nn.AvgPool2d(2)) == build_sha256(torch.nn.AvgPool2d(3))
+        False
+    """
+    plain = bool | int | float | str | None
+    lines = []
+    for path, module in model.named_modules():
+        facts = {**vars(type(module)), **vars(module)}
+        told = {
+            name: value
+            for name, value in sorted(facts.items())
+            if not name.startswith("_")
+            and name != "training"
+            and (
+                isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(one, plain) for one in value))
+            )
+        }
+        lines.append(f"{path} {type(module).__name__} {told}")
+    return sha256("\n".join(lines).encode()).hexdigest()
 
 
 @contextmanager

@@ -398,6 +398,7 @@ def legacy(**changes):
         ({"machine": pickle.dumps([], 2)}, "another order of bytes"),
         ({"keys": pickle.dumps(["1"], 2)}, "another size than declared"),
         ({"keys": pickle.dumps(["0", "0"], 2)}, "another size than declared"),
+        ({"keys": b"\x80\x02](N" + b"\x85" * 1_500_000 + b"e."}, "another size than declared"),
         ({"keys": pickle.dumps([], 2)}, "the file is cut short"),
         ({"storage": struct.pack("<q", 2**40) + bytes(24)}, "another size than declared"),
         ({"storage": struct.pack("<q", 6) + bytes(23)}, "the file is cut short"),
@@ -410,6 +411,13 @@ def test_old_files_that_lie(tmp_path, changes, match):
     assert read(tmp_path / "any")[1]["w"].shape == (2, 3)
     (tmp_path / "any").write_bytes(legacy(**changes))
     refused(tmp_path / "any", match)
+
+
+def test_names_are_of_a_tensors_length(tmp_path):
+    """Each leaf repeats the names around it: a file of 1 MB would fill the memory."""
+    tree = {"a" * 2000: {str(number): np.zeros(1, np.float32) for number in range(3)}}
+    (tmp_path / "any").write_bytes(pickle.dumps(tree, 2))
+    refused(tmp_path / "any", "a name is longer")
 
 
 def test_one_storage_told_in_two_ways(tmp_path):

@@ -164,6 +164,12 @@ def test_indexes_that_lie(tmp_path, options, match):
     refused(foreign.bundle(tmp_path, "m", {"w": np.zeros(7, "<f4")}, **options), match)
 
 
+def test_long_names_are_refused(tmp_path):
+    """An index tells of a name what differs from the one before: a few bytes for each of many long ones."""
+    long = "a" * 2000
+    refused(foreign.bundle(tmp_path, "m", {long: np.zeros(7, "<f4")}), "a name of 2,001 bytes")
+
+
 def test_slices_and_other_tables_are_refused(tmp_path):
     entry = foreign.entry(np.zeros(2, "<f4"), 0, 0)
     (tmp_path / "m.data-00000-of-00001").write_bytes(bytes(8))

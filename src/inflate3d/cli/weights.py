@@ -88,8 +88,8 @@ def list_weights() -> None:
 
     table = Table(Column("name", no_wrap=True), "fetched", "download", "classes", "license", "reported accuracy")
     for name, entry in CATALOGUE.items():
-        size = f"{entry.file.archive_bytes / 1e6:.0f} MB"
-        classes = f"{entry.card.num_classes} ({entry.card.label_set})"
+        size = f"{sum(file.archive_bytes for file in (entry.file, *entry.more)) / 1e6:.0f} MB"
+        classes = f"{entry.card.num_classes} ({entry.card.label_set})" if entry.card.label_set else "none: features"
         fetched = "yes" if weights_path(name).exists() else "no"
         table.add_row(name, fetched, size, classes, entry.card.license, entry.card.reported_accuracy)
     answers.print(table)

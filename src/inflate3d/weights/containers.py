@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from inflate3d.arrays import read_array_header
 from inflate3d.errors import InflateError, list_faults, nearest_names
 from inflate3d.weights.pickles import DAMAGED_PICKLE, DTYPES, Array, Names, no_weight, numpy_calls, run_pickle
-from inflate3d.weights.stored import ContentError, Stored, is_shape
+from inflate3d.weights.stored import MAX_NAME, ContentError, Stored, is_shape
 from inflate3d.weights.tf_bundle import is_bundle_index, read_bundle
 from inflate3d.weights.torch_file import Module, check_zip, read_member, read_torch_legacy, read_torch_zip
 
@@ -271,6 +271,8 @@ def flatten(tree: Any, separator: str, *, arrays: bool = True) -> dict[str, Stor
     def visit(value: Any, name: str, depth: int) -> None:
         nonlocal visits
         visits += 1
+        if len(name) > MAX_NAME:  # each leaf below repeats it
+            raise ContentError("a name is longer than those of tensors are", f"{len(name):,} letters: {name:.40}...")
         if depth > MAX_DEPTH or visits > MAX_VISITS:
             raise ContentError("the dicts are no tree", f"one in itself, deeper than {MAX_DEPTH}, or too many")
         if isinstance(value, Module):

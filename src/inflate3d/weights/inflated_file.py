@@ -19,16 +19,23 @@ from inflate3d.inflation.inflated import Inflated, check_inflated
 from inflate3d.inflation.outputs import TimePool
 from inflate3d.inflation.plan import Plan
 from inflate3d.models.sources import SOURCES, example_shape, find_2d_model
+from inflate3d.weights.catalogue import MAX_CHANNELS, MAX_CLASSES
 from inflate3d.weights.checkpoint import INFLATED_KEY, metadata_in, read_unchanged, tensors_sha256, write_safetensors
 from inflate3d.weights.stored import shape_and_type
 
 VERSION = 1
 MAX_LETTERS = 64 * 2**20  # of the metadata; the plan of a network with a thousand layers takes half a million
 # What is built takes memory before the tensors are compared: pixels of a side, frames of a kernel, classes
-MAX_SIDE, MAX_FRAMES, MAX_COUNT, MAX_WIDTH = 4096, 1024, 1_000_000, 4096
-# What a file may hand to the builder of a package; others name files and addresses: timm unpickles a checkpoint_path
-OPTIONS = ("num_classes", "in_chans", "img_size", "global_pool", "num_labels", "num_channels", "image_size", "classes")
-WIDTHS = ("decoder_channels", "encoder_depth", "first_stride")  # smaller ones: each stands for a square of weights
+MAX_SIDE, MAX_FRAMES, MAX_WIDTH = 4096, 1024, 4096
+# What a file may hand to the builder of a package, up to which number; others name files and addresses: timm unpickles
+# a checkpoint_path
+OPTIONS = {
+    **dict.fromkeys(("num_classes", "num_labels", "classes"), MAX_CLASSES),
+    **dict.fromkeys(("in_chans", "num_channels"), MAX_CHANNELS),
+    **dict.fromkeys(("img_size", "image_size"), MAX_SIDE),
+    "global_pool": 1,
+}
+WIDTHS = ("decoder_channels", "encoder_depth", "first_stride")  # each stands for a square of weights
 
 
 @dataclass(frozen=True)
@@ -223,11 +230,12 @@ def _model2d(card: InflatedCard, where: str, trust: bool) -> nn.Module:
             got=card.name,
             fix=f"load_inflated({where!r}, model2d=YOUR_MODEL)",
         )
+    allowed = OPTIONS | dict.fromkeys(WIDTHS, MAX_WIDTH)
     if not foreign and (refused := [name for name, value in card.options.items() if not _is_harmless(name, value)]):
         raise InflateError(
             "no file may name such options",
             where=where,
-            expected=f"{', '.join(OPTIONS)}, numbers up to {MAX_COUNT}; {', '.join(WIDTHS)}, up to {MAX_WIDTH}",
+            expected=", ".join(f"{name} up to {most:,}" for name, most in allowed.items()),
             got=", ".join(f"{name}={card.options[name]!r:.40}" for name in refused),
             fix="build the 2D model in a function of yours, and name it: module:function",
         )
@@ -241,7 +249,8 @@ def _is_harmless(name: str, value: object) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
     if name in WIDTHS:
         return len(values) <= 6 and all(is_count(one, MAX_WIDTH) for one in values)
-    fine = all(one is None or one == 0 or isinstance(one, str | bool) or is_count(one, MAX_COUNT) for one in values)
+    most = OPTIONS.get(name, 0)
+    fine = all(one is None or one == 0 or isinstance(one, str | bool) or is_count(one, most) for one in values)
     return name in OPTIONS and fine and len(values) <= 3
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 # Of one file's tensors together: ten times the largest network that is inflated in practice
 MAX_BYTES = 8 * 2**30
 MAX_AXES = 32
+MAX_NAME = 1000  # letters
 
 
 class ContentError(Exception):
@@ -62,7 +63,11 @@ def is_shape(shape: object) -> bool:
     """
     if not isinstance(shape, tuple) or len(shape) > MAX_AXES:
         return False
-    return all(type(length) is int and 0 <= length <= MAX_BYTES for length in shape)
+    if not all(type(length) is int and 0 <= length <= MAX_BYTES for length in shape):
+        return False
+    return (
+        math.prod(length or 1 for length in shape) <= MAX_BYTES
+    )  # torch multiplies, and overflows, even where one is 0
 
 
 def tensor_from(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inflate3d.weights.stored import ContentError, Stored, is_shape, tensor_from
+from inflate3d.weights.stored import MAX_NAME, ContentError, Stored, is_shape, tensor_from
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
@@ -176,6 +176,8 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         stop = position + fresh + size
         if shared > len(key) or stop > end:
             raise ContentError("the index is damaged or cut short", f"an entry ends at {stop:,} of {end:,} bytes")
+        if shared + fresh > MAX_NAME:  # a few bytes for each of a hundred thousand long names would fill the memory
+            raise ContentError("the index is none of a checkpoint", f"a name of {shared + fresh:,} bytes")
         key = key[:shared] + block[position : position + fresh]
         yield key, block[position + fresh : stop]
         position = stop

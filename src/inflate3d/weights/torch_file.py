@@ -256,10 +256,13 @@ def read_torch_legacy(data: mmap.mmap) -> Any:
     keys = run_pickle(data, plain)
     position = data.tell()
     for key in keys if isinstance(keys, list) else ():
-        dtype, numel = wanted.pop(key, (torch.uint8, None))
+        # whatever else stands there may be nested so deep that to look it up would end Python
+        dtype, numel = wanted.pop(key, (torch.uint8, None)) if type(key) is str else (torch.uint8, None)
         found = struct.unpack_from("<q", data, position)[0] if position + 8 <= len(data) else None
         if numel is None or found != numel:
-            raise ContentError("a storage has another size than declared, or the file is cut short", f"storage {key!r}")
+            raise ContentError(
+                "a storage has another size than declared, or the file is cut short", f"storage {short(key)}"
+            )
         places[key] = position + 8
         position += 8 + numel * dtype.itemsize
     if wanted or position != len(data):

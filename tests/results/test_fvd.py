@@ -323,6 +323,8 @@ def test_the_command(two_folders, tmp_path):
     for arguments in ((saved[0], fake, *options[2:], "--num-frames", 8), (saved[0], fake, "--no-cache")):
         with pytest.raises(InflateError, match="not made alike"):
             raise run(*arguments).exception
+    with pytest.raises(InflateError, match=r"would change nothing(.|\n)*--protocol, --num-clips with videos"):
+        raise run(*saved, "--protocol", "tats", "--num-clips", 2).exception
     with pytest.raises(InflateError, match="fvd --fps: the frame rate is no number"):
         raise run(real, fake, "--fps", "quick").exception
 

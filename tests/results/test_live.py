@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from inflate3d.cli import app
 from inflate3d.clips.live import LiveFrames
 from inflate3d.clips.transforms import frames_to_input
+from inflate3d.clips.video import open_frames
 from inflate3d.errors import InflateError
 from inflate3d.models.inflated import inflated_classifier
 from inflate3d.results.live import SHOWN_STEPS, predict_live
@@ -57,10 +58,19 @@ def test_a_pipe_is_read_to_its_end():
 
 @pytest.mark.parametrize(("fps", "wanted"), [(10.0, 17), (50.0, 79), ("native", 40)])
 def test_frames_are_taken_at_the_wanted_rate(fps, wanted):
-    """The latest frame at each moment: some are left out, or come twice."""
+    """The nearest frame at each moment: some are left out, or come twice."""
     live = LiveFrames(io.BytesIO(stream_bytes(40)), fps=fps, short_side=48, piece_frames=100)
     (piece,) = live
     assert abs(live.num_frames - wanted) <= 1 and len(piece.pictures) == live.num_frames
+
+
+@pytest.mark.parametrize("fps", [10.0, 30.0, 50.0])
+def test_a_pipe_is_resampled_as_a_file(tmp_path, fps):
+    (tmp_path / "a.ts").write_bytes(stream_bytes(40))
+    (piece,) = LiveFrames(io.BytesIO(stream_bytes(40)), fps=fps, short_side=48, piece_frames=200)
+    wanted = [torch.from_numpy(frame.picture) for frame in open_frames(tmp_path / "a.ts", fps=fps)]
+    assert len(piece.pictures) == len(wanted)
+    assert all(torch.equal(one, two) for one, two in zip(piece.pictures, wanted, strict=True))
 
 
 def test_what_nobody_has_time_for_is_dropped_and_counted():

@@ -140,6 +140,7 @@ def test_in_one_pass_short_videos_are_looped_and_bad_ones_fail(tmp_path):
         wanted = model(frames_to_input([torch.from_numpy(frame) for frame in looped], model.clip_spec))[0]
     torch.testing.assert_close(answer.logits.float(), wanted, rtol=1e-4, atol=1e-5)
     assert isinstance(failure, Failure) and "bad.mp4" in failure.source
+    assert answer.num_frames == 4 and answer.windows[0].end_seconds == pytest.approx(3 / 25)
 
 
 def test_what_cannot_be_shown_in_one_pass_is_refused():

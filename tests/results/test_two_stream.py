@@ -164,7 +164,7 @@ def test_mirrored_crops_change_the_sign_of_the_horizontal_flow():
     assert [len(shown) for shown in SHOWN[2][-15:]] == [2] * 15  # 3 windows, ten views of each
 
 
-@pytest.mark.parametrize("options", [{"precision": "int8"}, {"workers": 2}])
+@pytest.mark.parametrize("options", [{"precision": "int8"}, {"workers": 2}, {"whole": True}])
 def test_what_the_flow_stream_cannot_do_is_refused(options):
     with pytest.raises(InflateError, match=r"the flow stream cannot be run so(.|\n)*fp32 or bf16"):
         predict_streams_many(make_streams(), [moving(9)], PredictOptions(**options))

@@ -8,14 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from inflate3d.atomic import check_writable, write_text
-from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import frame_rate, progress_on, refuse_idle, typed_options, warnings_on
 
 if TYPE_CHECKING:
     from inflate3d.results.fvd import FvdResult
     from inflate3d.results.fvd_videos import ClipProgress, FvdOptions, Role
 
+# What saved statistics were made with cannot be changed any more
+OF_VIDEOS = ("protocol", "num_frames", "frame_stride", "fps", "num_clips", "batch_size", "model", "cache", "no_cache")
+
 
 def fvd(
+    ctx: typer.Context,
     real: Annotated[str, typer.Argument(help="Real videos: a folder, file or glob; or statistics (.safetensors).")],
     fake: Annotated[str, typer.Argument(help="Generated videos, or statistics of them.")],
     protocol: Annotated[
@@ -55,6 +59,10 @@ def fvd(
     from inflate3d.results.fvd_videos import FvdOptions
     from inflate3d.weights.catalogue import cache_folder
 
+    if saved := _are_saved(real, fake):
+        typed = typed_options(ctx)
+        idle = [spelled for name, spelled in typed.items() if name in OF_VIDEOS]
+        refuse_idle(idle, where="inflate3d fvd", goes_with="videos", got="two files of statistics")
     options = FvdOptions(
         protocol=protocol,
         numerics=numerics,  # type: ignore[arg-type]  # FvdOptions checks it
@@ -72,7 +80,7 @@ def fvd(
     files = [save_stats / f"{role}.safetensors" for role in ("real", "fake")] if save_stats else []
     for path in (*files, *([json] if json else [])):
         check_writable(path)
-    result = _measure(real, fake, options, model=model)
+    result = _measure(real, fake, options, model=None if saved else model)
     for path, side in zip(files, (result.real, result.fake), strict=False):
         side.save(path)
     if json:
@@ -81,14 +89,17 @@ def fvd(
         raise typer.Exit(1)
 
 
-def _measure(real: str, fake: str, options: "FvdOptions", *, model: str) -> "FvdResult":
+def _are_saved(real: str, fake: str) -> bool:
+    return all(Path(side).suffix == ".safetensors" for side in (real, fake))
+
+
+def _measure(real: str, fake: str, options: "FvdOptions", *, model: str | None) -> "FvdResult":
     from inflate3d.results.fvd import measure_fvd
     from inflate3d.show.answers import failures_table
     from inflate3d.weights.load import load
 
     console = Console()
-    saved = all(Path(side).suffix == ".safetensors" for side in (real, fake))
-    network = None if saved else load(model)
+    network = None if model is None else load(model)
     with progress_on(console) as progress, warnings_on(console):
         task = progress.add_task("", total=None)
 

@@ -20,7 +20,7 @@ from inflate3d.clips.video import Drawer, Rate
 from inflate3d.errors import InflateError, is_number
 
 STDIN = "-"
-MAX_GAP_SECONDS = 2.0  # between two frames; after a longer one time goes on as if there had been none
+MAX_GAP_SECONDS = Fraction(2)  # between two frames; after a longer one time goes on as if there had been none
 OPEN_SECONDS, READ_SECONDS = 10.0, 10.0  # without an answer: the source has died
 MAX_WAIT_SECONDS = 5.0  # before the next attempt to reach it again
 # A playlist must not lead to files of this machine
@@ -44,6 +44,12 @@ class LivePiece(NamedTuple):
     is_last: bool
 
 
+class _Arrived(NamedTuple):
+    frame: VideoFrame
+    moment: Fraction
+    seconds: float
+
+
 class LiveFrames:
     """A live source, read by a thread of its own: iterate over its pieces, and leave the loop or `close` to end.
 
@@ -55,7 +61,8 @@ class LiveFrames:
     Args:
         source: A URL (http, rtsp, rtmp, srt and others), the number of a camera, a device or file, or "-" for standard
             input, or an open binary file.
-        fps: Frames per second to take, by the source's clock: the latest one at each moment; or "native" for all.
+        fps: Frames per second to take, by the source's clock: the nearest one at each moment, as from a file; or
+            "native" for all.
         short_side: Pixels of the shorter side, to which frames are resized.
         piece_frames: Frames of a piece, at most.
         patience_seconds: How long a source may be away.
@@ -102,10 +109,11 @@ class LiveFrames:
         self._drawer = Drawer(str(self.name))
         self._pieces: queue.Queue[LivePiece | InflateError | None] = queue.Queue(maxsize=1)
         self._pictures: list[Tensor] = []
-        self._latest: Fraction | None = None  # the time of the last frame that came
+        self._before: _Arrived | None = None  # the last frame that came
+        self._latest: Fraction | None = None  # its time
+        self._interval = Fraction(1, 25)  # for which a frame is shown
         self._next = Fraction(0)  # the moment that the next frame is wanted for
         self._shift: Fraction | None = None  # from the source's clock to ours
-        self._arrived = 0.0
         self._last = 0.0, 0.0  # of the last frame that was taken: its time, and when it came
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,6 +148,8 @@ class LiveFrames:
     def _work(self) -> None:
         try:
             self._read_and_return()
+            if self._before and self.step:
+                self._give_until(self._before, self._before.moment + self._interval - self.step / 2)
             if self._pictures:
                 self._put(self._piece(is_last=True))
             self._put(None)
@@ -209,14 +219,13 @@ class LiveFrames:
                 fix="take another source",
             )
         stream.thread_type = "SLICE"  # threads over frames would hold some of them back
-        rate = stream.average_rate or Fraction(25)
+        self._interval = min(1 / (stream.average_rate or Fraction(25)), MAX_GAP_SECONDS)
         stream.codec_context.options = LIMITS
         for frame in container.decode(stream):
             if self._stopped.is_set():
                 return
-            self._arrived = time.monotonic()
             stamp = frame.pts * frame.time_base if frame.pts is not None and frame.time_base else None
-            self._take(frame, self._time_of(stamp, 1 / rate))
+            self._take(frame, self._time_of(stamp, self._interval))
 
     def _time_of(self, stamp: Fraction | None, interval: Fraction) -> Fraction:
         """Bring a timestamp to our clock, which neither jumps nor stands still when the source begins anew."""
@@ -233,12 +242,20 @@ class LiveFrames:
         return self._latest
 
     def _take(self, frame: VideoFrame, moment: Fraction) -> None:
-        """Take a frame for all moments that it is the latest one at."""
-        count = 1 if self.step is None else int((moment - self._next) // self.step) + 1
-        if count < 1:
-            return
-        if self.step is not None:
-            self._next += count * self.step
+        """Give the frame before this one for all moments that are nearer to it, as `nearest_frames` does."""
+        before, self._before = self._before, _Arrived(frame, moment, time.monotonic())
+        if self.step is None:
+            self._give(self._before, 1)
+        elif before is not None:
+            self._give_until(before, (before.moment + moment) / 2)
+
+    def _give_until(self, frame: "_Arrived", moment: Fraction) -> None:
+        assert self.step is not None
+        count = max(int((moment - self._next) // self.step) + 1, 0)
+        self._next += count * self.step
+        self._give(frame, count)
+
+    def _give(self, frame: "_Arrived", count: int) -> None:
         picture: Tensor | None = None
         for _ in range(count):
             self.num_frames += 1
@@ -250,9 +267,9 @@ class LiveFrames:
                     continue
                 self._pictures = []
             if picture is None:  # what is dropped is never drawn
-                picture = resize_picture(self._drawer(frame), self.short_side)
+                picture = resize_picture(self._drawer(frame.frame), self.short_side)
             self._pictures.append(picture)
-            self._last = float(moment), self._arrived
+            self._last = float(frame.moment), frame.seconds
 
     def _piece(self, *, is_last: bool) -> LivePiece:
         return LivePiece(self._pictures, *self._last, is_last)

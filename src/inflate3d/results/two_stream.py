@@ -261,16 +261,16 @@ def check_streams(streams: Streams, options: PredictOptions) -> ClipSpec:
 
     Raises:
         InflateError: One of them does not fit `predict`, has another number of input channels, or they differ in what
-            they want to be fed or in their classes; or int8 or several workers are wanted.
+            they want to be fed or in their classes; or int8, several workers or the whole video at once are wanted.
     """
-    if options.precision == "int8" or (options.workers or 1) > 1:
+    if options.precision == "int8" or (options.workers or 1) > 1 or options.whole:
         raise InflateError(
             "the flow stream cannot be run so",
             where="predict_streams",
-            expected="precision fp32 or bf16 (calibrating int8 would take the flow of many windows), and workers=None "
-            "(flow takes all cores, one video after the other)",
-            got=f"precision={options.precision!r}, workers={options.workers}",
-            fix='precision="bf16", and leave workers out',
+            expected="precision fp32 or bf16 (calibrating int8 would take the flow of many windows), workers=None "
+            "(flow takes all cores, one video after the other), and windows",
+            got=f"precision={options.precision!r}, workers={options.workers}, whole={options.whole}",
+            fix='precision="bf16", and leave workers and whole out',
         )
     spec = check_model(streams.flow, options)
     faults = _channel_fault(streams.flow, "flow", FLOW_CHANNELS)

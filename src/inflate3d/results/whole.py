@@ -35,11 +35,13 @@ class WholeReading(NamedTuple):
         stream: What is read.
         frames: In the size that the network wants; closing it ends the thread.
         num_frames: How many there are, looped ones counted.
+        num_read: How many there are without them.
     """
 
     stream: FrameStream
     frames: Generator[SmallFrame]
     num_frames: int
+    num_read: int
 
 
 def begin_whole(source: Source, spec: ClipSpec, options: PredictOptions) -> WholeReading:
@@ -54,9 +56,10 @@ def begin_whole(source: Source, spec: ClipSpec, options: PredictOptions) -> Whol
     with told_as_unreadable(source):
         count = sum(1 for _ in islice(stream.timed(), options.num_frames))
     frames: Iterator[SmallFrame] = islice(small_frames(stream, spec.short_side), options.num_frames)
-    if 0 < count < spec.min_frames:
-        frames, count = islice(cycle(frames), spec.min_frames), spec.min_frames
-    return WholeReading(stream, ahead(frames, 2 * PIECE_FRAMES), count)
+    shown = max(count, spec.min_frames) if count else 0
+    if shown > count:
+        frames = islice(cycle(frames), shown)
+    return WholeReading(stream, ahead(frames, 2 * PIECE_FRAMES), shown, count)
 
 
 def logits_of_steps(network: Network[SmallFrame]) -> tuple[EndpointNetwork, TimeSteps]:
@@ -112,11 +115,11 @@ def answer_whole(
     starts = range(0, len(rows) * steps.stride, steps.stride)
     return VideoPrediction(
         source=printable(reading.stream.source),
-        num_frames=len(times),
+        num_frames=reading.num_read,
         fps=options.fps if isinstance(options.fps, str) else float(options.fps),
         logits=torch.stack(rows).double().mean(0),
         windows=tuple(
-            WindowPrediction(times[start], times[min(start + span, len(times)) - 1], row)
+            WindowPrediction(times[start], max(times[start : start + span]), row)
             for start, row in zip(starts, rows, strict=True)
         ),
         class_names=getattr(endpoint.model, "class_names", None),

@@ -11,6 +11,7 @@ import SimpleITK
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydicom.uid import RTStructureSetStorage
 from scan_files import OBLIQUE, drawn, itk, save_nifti, save_series
 
 from inflate3d.clips.volume import Grid, Volume, reorient, resample, resample_to, window, window_percentiles
@@ -76,6 +77,34 @@ def test_of_two_series_one_is_named(tmp_path):
     assert read_volume(tmp_path / "scan" / "s.2.4_0.dcm").data.shape[1] == 5
     with pytest.raises(InflateError, match="not one DICOM volume"):
         read_volume(tmp_path / "scan", part="LEG")
+
+
+def test_a_whole_uid_or_description_names_its_series_alone(tmp_path):
+    save_series(tmp_path, drawn(4, 8, 10), uid="1.2.3.1")
+    save_series(tmp_path, drawn(5, 8, 10), uid="1.2.3.10", SeriesDescription="CHEST LUNG")
+    for part, count in (("1.2.3.1", 4), ("1.2.3.10", 5), ("chest", 4), ("Chest L", 5)):
+        assert read_volume(tmp_path, part=part).data.shape[1] == count
+    for name, count in (("s.3.1_0.dcm", 4), ("s3.10_0.dcm", 5)):
+        assert read_volume(tmp_path / name).data.shape[1] == count
+    for part in ("1.2.3", "CH"):
+        with pytest.raises(InflateError, match="not one DICOM volume"):
+            read_volume(tmp_path, part=part)
+
+
+def test_a_file_that_is_no_slice_gives_no_series_beside_it(tmp_path):
+    save_series(tmp_path, drawn(4, 8, 10), uid="1.2.3.1")
+    plan = pydicom.dcmread(tmp_path / "s.3.1_0.dcm")
+    del plan.ImagePositionPatient
+    plan.SOPClassUID, plan.SeriesInstanceUID = RTStructureSetStorage, "1.2.3.2"
+    plan.save_as(tmp_path / "plan.dcm")
+    del plan.SOPClassUID
+    plan.save_as(tmp_path / "odd.dcm")
+    for name, got in (("plan.dcm", "no slice: RT Structure Set Storage"), ("odd.dcm", "no slice: unknown kind")):
+        for part in (None, "1.2.3.1"):
+            with pytest.raises(InflateError, match="not one DICOM volume") as caught:
+                read_volume(tmp_path / name, part=part)
+            assert caught.value.got == got
+    assert read_volume(tmp_path).data.shape[1] == 4
 
 
 def test_series_with_faults_are_refused(tmp_path):
@@ -157,8 +186,8 @@ def test_damaged_and_hostile_files_are_told(tmp_path):
         with pytest.raises(InflateError, match=r"cannot be read|no such volume|says? where"):
             read_volume(tmp_path / name)
     (tmp_path / "out.nhdr").write_text(
-        "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nspacings: 1 1 1\nencoding: raw\nendian: little\n"
-        "data file: ../../secret.raw\n"
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nspace: LPS\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\nendian: little\ndata file: ../../secret.raw\n"
     )
     with pytest.raises(InflateError, match="points to voxels elsewhere"):
         read_volume(tmp_path / "out.nhdr")
@@ -220,6 +249,23 @@ def test_resampling_keeps_the_lump_where_it_is(spacing):
     assert mass[1] == pytest.approx(mass[0], rel=0.02)
 
 
+@pytest.mark.parametrize("factor", [2.0, 3.0, 5.0])
+def test_whole_factors_average_as_those_beside_them(factor):
+    generator = torch.Generator().manual_seed(1)
+    noise = Volume(torch.randn(1, 120, 8, 8, generator=generator), Grid((120, 8, 8), np.eye(4)))
+    bright = replace(noise, data=torch.zeros(1, 120, 8, 8))
+    bright.data[:, 50] = 1
+    deviations, sums = [], []
+    for size in (factor - 0.01, factor, factor + 0.01):
+        deviations.append(float(resample(noise, (size, 1, 1)).data.std()))
+        sums.append(float(resample(bright, (size, 1, 1)).data.sum()) * size)
+    assert max(deviations) / min(deviations) < 1.1
+    assert sums == pytest.approx([64, 64, 64], rel=0.1)
+    labels = replace(noise, data=torch.randint(0, 9, (1, 120, 8, 8), generator=generator, dtype=torch.uint8))
+    coarse = resample(labels, (3, 1, 1), sampling="nearest")
+    assert torch.equal(coarse.data, labels.data[:, 1::3])
+
+
 def test_finer_grids_are_interpolated_as_by_simpleitk(tmp_path):
     path = save_nifti(tmp_path / "a.nii", drawn(7, 9, 11).astype(np.float32), OBLIQUE)
     volume = read_volume(path, orientation=None)
@@ -244,6 +290,21 @@ def test_masks_keep_their_labels():
     assert torch.equal(resample_to(fine, volume.grid, sampling="nearest").data, mask)
     rounded = resample(volume, (2, 0.7, 1))
     assert rounded.data.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("degrees", [0.05, 0.3, 1.0, 2.5])
+def test_axes_count_as_parallel_where_no_voxel_moves_by_more_than_half_a_voxel(degrees):
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    lump = Volume(torch.zeros(1, 200, 200, 3, dtype=torch.uint8), Grid((200, 200, 3), np.eye(4)))
+    lump.data[:, 185:195, 165:175] = 1
+    if degrees > 0.1:
+        with pytest.raises(InflateError, match="turned against each other"):
+            resample_to(lump, Grid((200, 200, 3), turned), sampling="nearest")
+        assert resample_to(lump, Grid((8, 8, 3), turned)).data.shape == (1, 8, 8, 3)  # here nothing moves far
+        return
+    found = resample_to(lump, Grid((200, 200, 3), turned), sampling="nearest")
+    assert np.abs(center_mm(found) - center_mm(lump)).max() < 0.5
 
 
 def test_volumes_turned_against_each_other_are_refused():

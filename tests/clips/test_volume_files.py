@@ -1,7 +1,9 @@
 """Volumes in the types, encodings and layouts that other programs write: what is read is what SimpleITK reads."""
 
+import tracemalloc
 import warnings
 import zlib
+from contextlib import nullcontext
 
 import nibabel
 import nrrd
@@ -10,12 +12,13 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
+from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 from scan_files import OBLIQUE, drawn, itk, save_nifti, save_series
 
 from inflate3d.clips.volume import Grid, Volume, resample_to
 from inflate3d.clips.volume_files import read_volume, write_volume
-from inflate3d.errors import InflateError
+from inflate3d.errors import InflateError, InflateWarning
 
 TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64")
 
@@ -76,6 +79,21 @@ def test_what_simpleitk_writes_is_read_as_it_was(tmp_path, compress):
         np.testing.assert_allclose(found.grid.affine, affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("space", ["LPS", "ras", "LAS", "Left-Posterior-Superior", None])
+def test_spaces_of_nrrd_are_those_of_simpleitk(tmp_path, space):
+    """Whatever they are called; where none is named, it is LPS and said so."""
+    where = "space directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: (4,5,6)"
+    where = f"space: {space}\n{where}" if space else "spacings: 1 2 3"
+    head = f"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 3 4\nencoding: raw\nendian: little\n{where}\n\n"
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(head.encode() + drawn(2, 3, 4).tobytes())
+    with nullcontext() if space else pytest.warns(InflateWarning, match="does not say where left and right are"):
+        found = read_volume(path)
+    voxels, affine = itk(path)
+    assert np.array_equal(found.data[0], voxels)
+    np.testing.assert_allclose(found.grid.affine, affine, atol=1e-6)
+
+
 def test_values_of_nifti_are_scaled_as_its_header_says(tmp_path):
     image = nibabel.Nifti1Image(drawn(4, 5, 6), np.eye(4))
     image.header.set_slope_inter(0.25, -7)
@@ -89,6 +107,32 @@ def test_values_of_nifti_are_scaled_as_its_header_says(tmp_path):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     np.testing.assert_allclose(found, drawn(4, 5, 6) * 0.25 - 7, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", ["unknown", "meter", "mm", "micron"])
+def test_lengths_of_nifti_are_in_the_unit_of_its_header(tmp_path, unit):
+    image = nibabel.Nifti1Image(drawn(4, 5, 6), OBLIQUE)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii")
+    found = read_volume(tmp_path / "a.nii")
+    voxels, affine = itk(tmp_path / "a.nii")
+    assert np.array_equal(found.data[0], voxels)
+    np.testing.assert_allclose(found.grid.affine, affine, rtol=1e-4, atol=1e-7)
+    write_volume(tmp_path / "b.nii", resample_to(found, found.stored))
+    np.testing.assert_allclose(itk(tmp_path / "b.nii")[1], affine, rtol=1e-4, atol=1e-7)
+
+
+def test_one_of_many_volumes_takes_the_memory_of_one(tmp_path):
+    values = np.zeros((16, 16, 16, 100), np.int16)
+    values[..., 7] = drawn(16, 16, 16)
+    path = save_nifti(tmp_path / "a.nii.gz", values, np.eye(4))
+    read(path, part=7)
+    tracemalloc.start()
+    found = read(path, part=7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.dtype == np.int16 and np.array_equal(found, values[..., 7])
+    assert peak < values.nbytes / 2
 
 
 def test_axes_of_one_value_behind_the_third_are_no_further_volumes(tmp_path):
@@ -115,6 +159,38 @@ def test_what_holds_more_or_less_than_a_value_for_each_voxel_is_refused(tmp_path
         with pytest.raises(InflateError, match="this is not one volume") as caught:
             read_volume(path, spacing_mm=(1, 1, 1))
         assert caught.value.got == got
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path):
+    save_nifti(tmp_path / "a.nii", drawn(4, 5, 6), np.eye(4))
+    save_nifti(tmp_path / "b.nii.gz", drawn(4, 5, 6, 1), np.eye(4))
+    write_volume(tmp_path / "c.nrrd", Volume(torch.from_numpy(drawn(4, 5, 6))[None], Grid((4, 5, 6), np.eye(4))))
+    np.save(tmp_path / "d.npy", drawn(4, 5, 6))
+    (tmp_path / "e").mkdir()
+    for number in range(4):
+        Image.fromarray(drawn(5, 6).astype(np.uint8)).save(tmp_path / "e" / f"{number}.png")
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read(path, part=0, spacing_mm=(1, 1, 1)), read(path, spacing_mm=(1, 1, 1)))
+        for part in (1, "mask"):
+            with pytest.raises(InflateError, match="there is no such part"):
+                read(path, part=part, spacing_mm=(1, 1, 1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
+def test_slices_keep_their_16_bits(tmp_path, suffix):
+    voxels = drawn(3, 6, 8).view(np.uint16)
+    for number, one in enumerate(voxels):
+        Image.fromarray(one).save(tmp_path / f"{number}{suffix}")
+    assert np.array_equal(read(tmp_path, spacing_mm=(3, 1, 1)), voxels)
+    Image.fromarray(voxels[0].astype(np.uint8)).save(tmp_path / f"3{suffix}")
+    with pytest.raises(InflateError, match="different sizes or bits"):
+        read(tmp_path, spacing_mm=(3, 1, 1))
+
+
+def test_colors_of_16_bits_are_refused(tmp_path):
+    (tmp_path / "0.ppm").write_bytes(b"P6\n2 2\n65535\n" + bytes(range(24)))
+    with pytest.raises(InflateError, match="the values of a slice cannot be kept"):
+        read(tmp_path, spacing_mm=(3, 1, 1))
 
 
 def test_a_given_spacing_takes_the_place_of_the_files_and_turns_nothing(tmp_path):
@@ -250,10 +326,21 @@ def test_a_single_slice_is_a_volume_of_one(tmp_path):
     found = read_volume(folder)
     assert found.data.shape == (1, 1, 8, 10)
     assert found.grid.spacing_mm == pytest.approx((1.0, 0.7, 0.9))
+    for number, (tags, depth) in enumerate(
+        (
+            ({"SliceThickness": 5, "SpacingBetweenSlices": 6}, 5),
+            ({"SpacingBetweenSlices": 6}, 6),
+            ({"SliceThickness": None}, 1),
+            ({"SliceThickness": 0}, 1),
+        )
+    ):
+        folder = save_series(tmp_path / f"{number}", drawn(1, 8, 10), **tags)
+        assert read_volume(folder).grid.spacing_mm == pytest.approx((depth, 0.7, 0.9))
 
 
 def test_an_nrrd_that_unpacks_to_more_than_it_says_is_refused_before_memory_is_taken(tmp_path):
-    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nspacings: 1 1 1\nendian: little\n"
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nendian: little\nspace: LPS\n"
+    head += "space directions: (1,0,0) (0,1,0) (0,0,1)\n"
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     bomb = packer.compress(bytes(2**23)) + packer.flush()
     (tmp_path / "bomb.nrrd").write_bytes(f"{head}encoding: gzip\n\n".encode() + bomb)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -298,10 +299,31 @@ def test_the_command_writes_masks_pictures_and_json(tmp_path, model_file):
         assert mask.shape == voxels.shape and mask.get_data_dtype() == np.uint8
         np.testing.assert_allclose(mask.affine, TURNS[turn], atol=1e-5)
     told = json.loads((out / "results.json").read_text())
+    assert [one["mask"] for one in told["volumes"]] == ["a_mask.nii.gz", "a-2_mask.nii.gz"]
     assert len(told["volumes"]) == 2 and len(told["failures"]) == 1
     assert set(told["volumes"][0]["volumes_ml"]) == {"bright", "brighter"}
     wanted = predict_volume(load_inflated(model_file), tmp_path / "scans" / "a.nii.gz")
     assert told["volumes"][0]["volumes_ml"] == pytest.approx(wanted.volumes_ml())
+
+
+def test_masks_are_named_as_scans_are(tmp_path, model_file, monkeypatch):
+    """Links by their own names, folders behind dots by theirs; the results name each mask."""
+    save(tmp_path / "0.nii", lumps(), TURNS["straight"]).rename(tmp_path / "3fa9")
+    (tmp_path / "case_01.nii").symlink_to("3fa9")
+    (tmp_path / "case_02" / "empty").mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((20, 24), 60 * number, np.uint8)).save(tmp_path / "case_02" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "case_02")
+    sources = ["../case_01.nii", ".", "../case_02", "empty/.."]
+    arguments = ["--model", str(model_file), "-o", "../out", "--spacing", "2,1,1", "--json", "../told.json"]
+    run = CliRunner().invoke(app, ["predict", *sources, *arguments])
+    assert run.exit_code == 0, run.output
+    told = json.loads((tmp_path / "told.json").read_text())["volumes"]
+    wanted = ["case_01", "case_02", "case_02-2", "case_02-3"]
+    assert {one["source"]: one["mask"] for one in told} == {
+        source: f"{name}_mask.nii.gz" for source, name in zip(sources, wanted, strict=True)
+    }
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {one["mask"] for one in told}
 
 
 @pytest.mark.parametrize(

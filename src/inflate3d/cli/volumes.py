@@ -87,7 +87,7 @@ def show_volumes(
     from inflate3d.cli.predict import STDOUT
     from inflate3d.cli.terminal import progress_on, warnings_on
     from inflate3d.clips.volume_files import find_volumes
-    from inflate3d.results.prediction import Failure
+    from inflate3d.results.prediction import Failure, printable
     from inflate3d.results.volumes import facts_of, predict_volumes, volumes_json
     from inflate3d.show.answers import failures_table
     from inflate3d.weights.inflated_file import load_inflated
@@ -112,8 +112,8 @@ def show_volumes(
                 if isinstance(answer, Failure):
                     failures.append(answer)
                 else:
-                    _show(answer, outputs, names, console)
-                    done.append(facts_of(answer))
+                    mask = _show(answer, outputs, names, console)
+                    done.append({**facts_of(answer), **({"mask": printable(mask)} if mask else {})})
     finally:
         if failures:
             console.print(failures_table(failures))
@@ -122,8 +122,8 @@ def show_volumes(
     return failures
 
 
-def _show(answer: "VolumePrediction", outputs: VolumeOutputs, names: set[str], console: Console) -> None:
-    """Print what the network says; write a mask and its picture."""
+def _show(answer: "VolumePrediction", outputs: VolumeOutputs, names: set[str], console: Console) -> str | None:
+    """Print what the network says; write a mask and its picture. Gives back the name of the mask, if there is one."""
     from inflate3d.clips.volume_files import write_volume
     from inflate3d.show.flow import write_png
     from inflate3d.show.volumes import overlay, size_text, volume_table
@@ -132,12 +132,14 @@ def _show(answer: "VolumePrediction", outputs: VolumeOutputs, names: set[str], c
     console.print(volume_table(answer, outputs.top))
     if answer.scan is not None:
         console.print(size_text(answer.scan), style="dim", highlight=False)
-    if answer.mask is not None:
-        name, suffix = _name_of(Path(answer.source), names)
-        mask = outputs.folder / f"{name}_mask{suffix}"
-        write_volume(mask, answer.mask)
-        write_png(outputs.folder / f"{name}_mask.png", overlay(answer))
-        console.print(f"The mask: {mask}", markup=False, highlight=False)
+    if answer.mask is None:
+        return None
+    name, suffix = _name_of(Path(answer.source), names)
+    mask = outputs.folder / f"{name}_mask{suffix}"
+    write_volume(mask, answer.mask)
+    write_png(outputs.folder / f"{name}_mask.png", overlay(answer))
+    console.print(f"The mask: {mask}", markup=False, highlight=False)
+    return mask.name
 
 
 def _settings(model: str, options: "VolumeOptions") -> dict[str, str]:
@@ -154,7 +156,7 @@ def _name_of(source: Path, taken: set[str]) -> tuple[str, str]:
     lower = source.name.lower()
     suffix = ".nrrd" if lower.endswith((".nrrd", ".nhdr")) else ".nii.gz"
     ends = [end for end in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".npz", ".npy", ".dcm") if lower.endswith(end)]
-    stem = source.resolve().name
+    stem = (source.resolve() if source.name in ("", "..") else source).name  # links keep their own names
     stem = stem[: -len(ends[0])] if ends else stem
     name, number = stem, 1
     while name in taken:

@@ -15,6 +15,7 @@ UNEVEN = 0.02  # of the distance between slices: more is a gap, less is rounding
 TAGS = (
     *("SeriesInstanceUID", "SeriesDescription", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "InstanceNumber", "RescaleSlope", "RescaleIntercept"),
+    *("SOPClassUID", "SliceThickness", "SpacingBetweenSlices"),
 )
 
 
@@ -37,7 +38,7 @@ def read_series(path: Path, part: str | int | None = None) -> tuple[NDArray[Any]
 
     Args:
         path: A folder, or one of the files of the series that is wanted.
-        part: The start of the UID or of the description of a series, where the folder holds several.
+        part: UID or description of a series, where there are several; the start is enough where no other starts so.
 
     Returns:
         Values after rescaling (Hounsfield units for CT), and the affine to mm to the right, front and head.
@@ -48,7 +49,7 @@ def read_series(path: Path, part: str | int | None = None) -> tuple[NDArray[Any]
     Source: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (rescaling).
     """
     pydicom = import_extra("pydicom", "volume", where=str(path))
-    headers = _of_one_series(path, part, _headers(pydicom, path if path.is_dir() else path.parent))
+    headers = _of_one_series(path, part, _headers(pydicom, path))
     if len(headers) == 1 and int(getattr(headers[0][1], "NumberOfFrames", 1)) > 1:
         raise _refuse(path, "one file with many frames", "a file for each slice", "split it, for instance by dcm2niix")
     _check_alike(path, [header for _, header in headers])
@@ -65,7 +66,9 @@ def read_series(path: Path, part: str | int | None = None) -> tuple[NDArray[Any]
     return np.stack([_pixels(pydicom, file) for file, _ in headers]), LPS_TO_RAS @ affine
 
 
-def _headers(pydicom: Any, folder: Path) -> list[tuple[Path, Any]]:
+def _headers(pydicom: Any, path: Path) -> list[tuple[Path, Any]]:
+    """List the slices beside a file or in a folder; a file that is named is one of them, or refused."""
+    folder = path if path.is_dir() else path.parent
     files = [item for item in sorted(folder.iterdir()) if item.is_file() and is_dicom(item)]
     for file in files:
         _check_plain(pydicom, file)
@@ -73,6 +76,9 @@ def _headers(pydicom: Any, folder: Path) -> list[tuple[Path, Any]]:
     found = [
         (file, header) for file, header in headers if "ImagePositionPatient" in header or "NumberOfFrames" in header
     ]
+    if path != folder and path not in dict(found):
+        kind = getattr(dict(headers).get(path, {}).get("SOPClassUID"), "name", "") or "unknown kind"
+        raise _refuse(path, f"no slice: {kind}", "a slice", "name the folder, or a file with a CT or MR slice")
     if not found:
         raise _refuse(
             folder, f"{len(files)} DICOM files without a place", "slices", "name a folder with CT or MR slices"
@@ -94,7 +100,8 @@ def _of_one_series(path: Path, part: str | int | None, headers: list[tuple[Path,
     if not path.is_dir() and part is None:  # a file names its series
         part = next((uid for uid, found in series.items() if path in [file for file, _ in found]), None)
     start = str(part).lower()
-    wanted = [uid for uid in series if part is None or uid.startswith(start) or named[uid].lower().startswith(start)]
+    wanted = [uid for uid in series if part is None or start in (uid, named[uid].lower())]
+    wanted = wanted or [uid for uid in series if uid.startswith(start) or named[uid].lower().startswith(start)]
     if len(wanted) == 1:
         return series[wanted[0]]
     listed = "; ".join(f"{named[uid] or 'without a description'} ({len(series[uid])} files, {uid})" for uid in series)
@@ -120,7 +127,7 @@ def _step(path: Path, headers: list[tuple[Path, Any]], normal: NDArray[np.float6
     """Give the way in mm from one slice to the next."""
     places = np.array([header.ImagePositionPatient for _, header in headers], np.float64)
     if len(places) == 1:
-        return normal
+        return normal * _thickness(headers[0][1])
     gaps = np.diff(places @ normal)
     usual = float(np.median(gaps))
     if usual <= 0 or gaps.min() < usual * (1 - UNEVEN):
@@ -138,6 +145,12 @@ def _step(path: Path, headers: list[tuple[Path, Any]], normal: NDArray[np.float6
         raise _refuse(path, got, "no slice is missing", "find the missing slices, or export the series again")
     way: NDArray[np.float64] = (places[-1] - places[0]) / (len(places) - 1)  # a tilted gantry shears the volume
     return way
+
+
+def _thickness(header: Any) -> float:
+    """Give the depth in mm of a slice that has no other beside it; 1 where its header says none."""
+    sizes = [float(header.get(tag) or 0) for tag in ("SliceThickness", "SpacingBetweenSlices")]
+    return next((size for size in sizes if np.isfinite(size) and size > 0), 1.0)
 
 
 def _pixels(pydicom: Any, file: Path) -> NDArray[Any]:

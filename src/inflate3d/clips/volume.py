@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from inflate3d.errors import InflateError, import_extra, is_number
 MAX_VOXELS = 2**30  # 1024 x 1024 x 1024; a header that asks for more is damaged, or wants to be cut first
 AXES = ("LR", "PA", "IS")  # from, to: right, anterior and superior are positive, as in NIfTI
 AXIAL = "SPL"  # slices from feet to head, rows from front to back, columns from right to left: as radiologists look
-TURNED = 1e-3  # of a direction, when two grids count as turned against each other
+TURNED = 0.5  # of a voxel, by which a corner may lie off where axes are taken as parallel
 Sampling = Literal["linear", "nearest"]
 
 
@@ -181,7 +182,7 @@ def resample_to(volume: Volume, grid: Grid, *, sampling: Sampling = "linear") ->
     Outside of the volume its outermost voxels go on.
 
     Raises:
-        InflateError: The grids are turned against each other.
+        InflateError: The grids are turned against each other, so that a corner would lie over half a voxel off.
 
     Example:
         >>> volume = Volume(torch.arange(6).view(1, 6, 1, 1), Grid((6, 1, 1), np.eye(4)))
@@ -192,7 +193,7 @@ def resample_to(volume: Volume, grid: Grid, *, sampling: Sampling = "linear") ->
     between = np.linalg.solve(volume.grid.affine, grid.affine)  # from an index there to one here
     steps = between[:3, :3] * (1 / np.sqrt((between[:3, :3] ** 2).sum(0)))
     axes = np.abs(steps).argmax(0)
-    if sorted(axes.tolist()) != [0, 1, 2] or np.abs(np.abs(steps).max(0) - 1).max() > TURNED:
+    if sorted(axes.tolist()) != [0, 1, 2] or _off_at_corners(between, axes, grid.shape) > TURNED:
         raise InflateError(
             "the volumes are turned against each other",
             where=volume.source,
@@ -254,11 +255,20 @@ def _invertible(affine: NDArray[np.float64]) -> bool:
     return bool(spacing.min() > 0 and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3)
 
 
+def _off_at_corners(between: NDArray[Any], axes: NDArray[np.intp], shape: tuple[int, int, int]) -> float:
+    """Measure, in voxels here, how far corners move where each axis there is taken as parallel to one of `axes`."""
+    across = between[:3, :3].copy()
+    across[axes, range(3)] = 0
+    corners = np.array(list(product(*((0, size - 1) for size in shape))))
+    return float(np.abs(corners @ across.T).max())
+
+
 def _resample_axis(data: Tensor, axis: int, centers: NDArray[np.float64], *, step: float, sampling: Sampling) -> Tensor:
     """Sample one axis at these places, `step` voxels apart."""
     size = data.shape[axis]
     whole = np.round(centers)
-    if np.abs(centers - whole).max() < 1e-6 or sampling == "nearest":
+    is_picked = np.abs(centers - whole).max() < 1e-6 and step <= 1 + 1e-6  # coarser grids average
+    if is_picked or sampling == "nearest":
         places = torch.from_numpy(np.clip(np.floor(centers + 0.5 - 1e-9), 0, size - 1).astype(np.int64))
         unchanged = len(places) == size and torch.equal(places, torch.arange(size))
         return data if unchanged else data.index_select(axis, places)

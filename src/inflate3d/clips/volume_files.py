@@ -1,6 +1,7 @@
 """Volumes in files: NIfTI, NRRD, DICOM series, arrays and folders of slices; masks written back with their geometry."""
 
 import bz2
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from inflate3d.clips.decoding import unreadable
 from inflate3d.clips.dicom import is_dicom, read_series
 from inflate3d.clips.stills import IMAGE_SUFFIXES, natural_key, read_image
 from inflate3d.clips.volume import AXIAL, MAX_VOXELS, Grid, Volume, reorient
-from inflate3d.errors import InflateError, import_extra, in_a_line, is_number
+from inflate3d.errors import InflateError, InflateWarning, import_extra, in_a_line, is_number
 
 Part = str | int | None
 Found = tuple[NDArray[Any], NDArray[np.float64] | None]  # voxels, and where they lie if that is known
@@ -26,13 +27,12 @@ NIFTI = (".nii", ".nii.gz")
 NRRD = (".nrrd", ".nhdr")
 ARRAYS = (".npz", ".npy")
 WRITABLE = (*NIFTI, ".nrrd")
+MM_OF = {1: 1000.0, 3: 0.001}  # NIfTI's codes of meter and micrometer; others are taken as millimeter
 TO_RAS = {  # of NRRD's spaces
-    "right-anterior-superior": (1, 1, 1),
-    "left-anterior-superior": (-1, 1, 1),
-    "left-posterior-superior": (-1, -1, 1),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
+    **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
 }
-
-
 PACKERS: dict[str, tuple[Callable[[], Any], int]] = {  # of NRRD, and bytes at a time: those of bzip2 unpack to more
     **dict.fromkeys(("gzip", "gz"), (lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), 2**16)),
     **dict.fromkeys(("bzip2", "bz2"), (bz2.BZ2Decompressor, 2**12)),
@@ -53,7 +53,7 @@ def read_volume(
     Args:
         path: NIfTI, NRRD, `.npz`, `.npy`, a folder with a DICOM series, or one of pictures.
         part: Which one, where there are several: the index of a 4D file, the name of an array, or the start of a
-            series' UID or description.
+            series' UID or description. One that is not there is refused.
         spacing_mm: Of the axes as they are stored, where the file does not say it: arrays and pictures.
         fill: What stands for values that are not finite; None refuses them.
         orientation: See `reorient`; None leaves the axes as they are stored.
@@ -71,7 +71,7 @@ def read_volume(
     path = Path(path)
     try:
         voxels, affine = _reader_of(path)(path, part)
-    except InflateError:
+    except (InflateError, InflateWarning):  # the latter where warnings are errors
         raise
     except PermissionError as error:
         raise unreadable(path, error) from error
@@ -195,7 +195,8 @@ def _read_nifti(path: Path, part: Part) -> Found:
         image = nibabel.load(path)
     except nibabel.filebasedimages.ImageFileError as error:
         raise _damaged(path, error) from error
-    shape, affine = image.shape, image.affine
+    to_mm = MM_OF.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    shape, affine = image.shape, np.diag([to_mm, to_mm, to_mm, 1.0]) @ image.affine
     if image.get_data_dtype().names:
         raise _several(path, "colors", "take one channel, and write it as a volume of its own")
     last = [size for size in shape[3:] if size > 1]
@@ -204,11 +205,13 @@ def _read_nifti(path: Path, part: Part) -> Found:
         raise _several(
             path, f"{counts} values", f"part=0 to part={last[0] - 1} names one" if last else "write it in 3D"
         )
+    if not last:
+        _check_only(path, part)
     Grid(shape[:3], affine)  # bounds the size before memory is taken
     where = (slice(None),) * 3 + tuple(_index(path, part, size) for size in shape[3:])
     slope, intercept = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
     if slope == 1.0 and intercept == 0.0:  # values as they are stored take less memory than their float64
-        return np.asarray(image.dataobj.get_unscaled()[where]), affine
+        return np.asarray(image.dataobj[where]), affine
     return np.asarray(image.dataobj[where], np.float32), affine
 
 
@@ -220,6 +223,7 @@ def _read_nrrd(path: Path, part: Part) -> Found:
             sizes = [int(size) for size in header["sizes"]]
             if len(sizes) != 3:
                 raise _several(path, "x".join(map(str, sizes)) + " values", "write one volume for each value")
+            _check_only(path, part)
             affine = _nrrd_affine(path, header)
             Grid((sizes[0], sizes[1], sizes[2]), np.eye(4) if affine is None else affine)
             name = header.get("data file", header.get("datafile"))
@@ -245,10 +249,15 @@ def _check_unpacked(file: IO[bytes], header: Any, *, at_most: int) -> None:
 
 
 def _nrrd_affine(path: Path, header: Any) -> NDArray[np.float64] | None:
-    if "space directions" not in header:
-        sides = header.get("spacings")
-        return None if sides is None else np.diag([*sides, 1.0])
-    space = str(header.get("space", "")).lower()
+    directions, space = header.get("space directions"), str(header.get("space", "")).lower()
+    if directions is None:
+        if "spacings" not in header:
+            return None
+        directions = np.diag(header["spacings"])
+        if not space:
+            text = "the file does not say where left and right are; they are taken to lie as in DICOM, as ITK does"
+            warnings.warn(f"{path}: {text}", InflateWarning, stacklevel=2)
+            space = "lps"
     signs = TO_RAS.get(space)
     if signs is None:
         raise InflateError(
@@ -259,7 +268,7 @@ def _nrrd_affine(path: Path, header: Any) -> NDArray[np.float64] | None:
             fix="write the field space into its header, or convert it to NIfTI",
         )
     affine = np.eye(4)
-    affine[:3, :3] = np.asarray(header["space directions"], np.float64).T * np.array(signs)[:, None]
+    affine[:3, :3] = np.asarray(directions, np.float64).T * np.array(signs)[:, None]
     affine[:3, 3] = np.asarray(header.get("space origin", (0, 0, 0)), np.float64) * signs
     return affine
 
@@ -278,6 +287,7 @@ def _check_beside(path: Path, name: object) -> None:
 
 def _read_array(path: Path, part: Part) -> Found:
     if path.suffix.lower() == ".npy":
+        _check_only(path, part)
         with path.open("rb") as file:
             read_array_header(file)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -303,17 +313,34 @@ def _three_axes(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 def _read_pictures(path: Path, part: Part) -> Found:
     names = sorted((item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
-    slices = [read_image(name).to_ndarray(format="gray") for name in names]
-    sizes = {one.shape for one in slices}
+    _check_only(path, part)
+    slices = [_gray(name) for name in names]
+    sizes = {(*one.shape, 8 * one.itemsize) for one in slices}
     if len(sizes) != 1:
         raise InflateError(
-            "the slices have different sizes" if sizes else "the folder holds no slices",
+            "the slices have different sizes or bits" if sizes else "the folder holds no slices",
             where=str(path),
             expected=f"DICOM files, or pictures of one size named {', '.join(IMAGE_SUFFIXES)}",
-            got=", ".join(f"{width}x{height}" for height, width in sorted(sizes)) or "none",
-            fix="put each volume into a folder of its own",
+            got=", ".join(f"{width}x{height} of {bits} bits" for height, width, bits in sorted(sizes)) or "none",
+            fix="put each volume into a folder of its own, its slices in one format",
         )
     return np.stack(slices), None
+
+
+def _gray(path: Path) -> NDArray[Any]:
+    """Decode a slice with all of its bits."""
+    picture = read_image(path)
+    if max(part.bits for part in picture.format.components) <= 8:
+        return picture.to_ndarray(format="gray")
+    if not picture.format.name.startswith(("gray16", "ya16")):  # FFmpeg would round what it makes gray
+        raise InflateError(
+            "the values of a slice cannot be kept",
+            where=str(path),
+            expected="gray of up to 16 bits, or colors of 8",
+            got=picture.format.name,
+            fix="write it with one channel, or write the volume as NIfTI",
+        )
+    return picture.to_ndarray(format="gray16le")
 
 
 def _places(path: Path, affine: NDArray[np.float64] | None, spacing_mm: Sequence[float] | None) -> NDArray[np.float64]:
@@ -387,6 +414,17 @@ def _index(path: Path, part: Part, size: int) -> int:
     if not isinstance(part, int) or not 0 <= part < size:
         raise _several(path, f"part={part!r}", f"part=0 to part={size - 1} names one")
     return part
+
+
+def _check_only(path: Path, part: Part) -> None:
+    if part not in (None, 0):
+        raise InflateError(
+            "there is no such part",
+            where=str(path),
+            expected="part=None: there is one volume",
+            got=f"part={part!r}",
+            fix="leave part out, or name another file",
+        )
 
 
 def _several(path: Path, got: str, fix: str) -> InflateError:

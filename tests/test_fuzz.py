@@ -343,7 +343,7 @@ def test_manifests(folder, rows):
     manifest.write_text("\n".join([*lines, json.dumps(ROWS[1]), ""]))
     (folder / "a.npy").write_bytes(bytes(7))
     with Manifest(folder) as opened:
-        assert opened.done("c", [Job(folder / "a.npy", "a"), Job(folder / "not there", "b")]) == set()
+        assert opened.done("c", [Job(folder / "a.npy", "a"), Job(folder / "not there", "b")]) == {}
         assert [row for row in opened.rows() if row == ROWS[1]]  # what is whole is not lost beside what is not
 
 

@@ -158,9 +158,8 @@ def _is_flow(video: Path, output: Path) -> bool:
     """Whether it is what an earlier run has written, where the folder of the output lies among the videos."""
     from inflate3d.flow.layouts import RECORD
 
-    return any(
-        place.resolve().parent == output.resolve() and (place / RECORD).exists() for place in (video, video.parent)
-    )
+    written = [place for place in (video, video.parent) if (place / RECORD).exists()]
+    return any(place.resolve().parent == output.resolve() for place in written)
 
 
 def _check_names(videos: list[Path]) -> None:

@@ -77,7 +77,8 @@ def plan_jobs(paths: Sequence[str | Path]) -> list[Job]:
     for path in map(Path, paths):
         for video in find_videos([path]):
             is_folder = os.path.isdir(path)  # noqa: PTH112 - false for names too long to be
-            below = video.relative_to(path) if is_folder and video != path else Path(video.resolve().name)
+            named = video.resolve() if video.name in {"", ".."} else video
+            below = video.relative_to(path) if is_folder and video != path else Path(named.name)
             name = below if os.path.isdir(video) else below.with_suffix("")  # noqa: PTH112
             found.setdefault(video, (name.as_posix(), path.resolve().name if is_folder else video.parent.name))
     names = [name for name, _ in found.values()]

@@ -51,7 +51,8 @@ class FeatureOptions:
         endpoint: "features": what the last layer is fed with; "logits"; an endpoint's name, such as "Mixed_5c"; or the
             name of any module, such as "inflated.net.layer3".
         window: Frames in a window; None takes what the network was trained on. "whole": the video in one pass, a row
-            for each of the network's steps in time, computed piece by piece (I3D only).
+            for each of the network's steps in time, computed piece by piece (I3D, and inflated models whose layers
+            see a few frames each).
         stride: Frames from one window to the next; None sets window beside window.
         fps: Frames per second to take, nearest in time, or "native" for all.
         resize: The short side in pixels, or (width, height), which changes the aspect; None takes the network's own.

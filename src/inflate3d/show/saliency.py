@@ -55,7 +55,7 @@ class SaliencyOptions:
     Attributes:
         method: "grad-cam": how much each place of an inner map speaks for a class; "integrated-gradients" (extra
             `show`): how much each pixel does, finer and many times slower.
-        label: A class by its name or number; None takes the likeliest one of the whole video.
+        label: A class by its name or number; None takes the likeliest one over the frames that are looked at.
         layer: Of Grad-CAM: name of a module; None takes the last map before the head.
         steps: Of integrated gradients, from gray to the video.
         fps: Frames per second to take, or "native" for all.
@@ -96,7 +96,7 @@ class Saliency:
         maps: `[t, h, w]` float32, from 0 to 1 where most of it is; all zero if nothing speaks for the class.
         frames: `[t, h, w, 3]` uint8: what the network was shown, its crop.
         times_seconds: Of each frame.
-        score: The class that was asked about, and how sure the network is of it over the whole video.
+        score: The class that was asked about, and how sure the network is of it over these frames.
         method: How the maps were made.
         layer: The map of Grad-CAM, or "input".
     """

@@ -78,6 +78,18 @@ def test_several_labels_are_scored_by_average_precision():
     assert found.scores["map"].value == pytest.approx((5 / 6 + 1) / 2)
 
 
+def test_a_sample_may_have_none_of_several_labels():
+    """It counts as a wrong answer to each class; alone, or where each has one class, it tells nothing."""
+    samples = (Sample("a.mp4", (0,)), Sample("b.mp4", ()), Sample("c.mp4", (1,)))
+    logits = torch.tensor([[0.5, 0.1], [0.9, 0.2], [0.1, 0.8]], dtype=torch.float64)
+    found = evaluate(Answers(samples, logits, ("a", "b"), several=True))
+    assert found.scores["map"].value == pytest.approx((1 / 2 + 1) / 2) and found.count == 3
+    for wrong in (Answers(samples, logits, ("a", "b")), Answers(samples[1:2], logits[1:2], ("a", "b"), several=True)):
+        with pytest.raises(InflateError, match="samples have no labels to compare with"):
+            evaluate(wrong)
+    assert fuse(Answers(samples, logits, ("a", "b"), several=True), Answers(samples, logits, ("a", "b"))).several
+
+
 def test_streams_are_joined_by_the_mean_of_their_probabilities():
     rgb, flow = answers([0, 1, 2], [0, 0, 2]), answers([0, 1, 2], [1, 1, 1])
     flow = Answers(flow.samples[::-1], flow.logits.flip(0), flow.class_names)

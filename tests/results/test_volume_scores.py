@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +138,22 @@ def test_masks_of_a_network_are_compared_on_the_voxels_of_the_files():
     assert strict(found.to_json())["scores"]["nowhere"]["value"] is None
 
 
+def test_a_mask_that_lies_elsewhere_is_told_and_not_counted():
+    """As one from a file that has lost its place: it would be compared with what its scan shows elsewhere."""
+    scan = volume(numbers(1, 2).astype(np.float32))
+    mask = replace(scan, data=scan.data.to(torch.uint8))
+    away = np.eye(4)
+    away[:3, 3] = (0, 0, 2)
+
+    def load(name):
+        return scan, mask if name == "here" else replace(mask, grid=Grid(SHAPE, away))
+
+    found = score_masks(network(Levels()), ["here", "away"], load)
+    assert found.sources == ("here",) and found.dice[0, 0] == 1.0
+    assert [failure.source for failure in found.failures] == ["away"]
+    assert "2.00 mm apart" in found.failures[0].reason
+
+
 def test_the_command_says_in_words_that_no_scan_has_a_part(tmp_path, capsys, monkeypatch):
     from rich.console import Console
 
@@ -216,6 +233,20 @@ def test_the_area_is_the_share_of_pairs_in_order(seed):
     found = auc(Answers(samples, logits, ("well", "ill")))
     assert found.value == pytest.approx(wanted, abs=1e-12)
     assert found.low <= found.value <= found.high
+
+
+def test_the_interval_of_an_area_draws_groups():
+    """Ten scans of a patient tell as much as one."""
+    random = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    scores = labels + random.normal(0, 1, 20)
+
+    def answers(scans):
+        samples = [Sample(f"{p}-{k}", (int(labels[p]),), group=f"p{p:02}") for p in range(20) for k in range(scans)]
+        logits = torch.tensor([[0.0, scores[p]] for p in range(20) for _ in range(scans)], dtype=torch.float64)
+        return Answers(tuple(samples), logits, ("well", "ill"))
+
+    assert auc(answers(10)) == pytest.approx(auc(answers(1)), abs=1e-12)
 
 
 @pytest.mark.parametrize(

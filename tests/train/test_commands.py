@@ -65,6 +65,15 @@ def test_from_a_folder_to_a_page(clips_folder, tmp_path):
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 1 and "not read: " in run.output
     assert json.loads((again / "evaluation.json").read_text())["count"] == len(good)
+    (tmp_path / "list.csv").write_text(f"path,label,split\n{good[2]},{good[2].parent.name},test\n")  # of one class
+    command = ["evaluate", str(out / "last.ckpt"), "--data", str(tmp_path / "list.csv"), "--out", str(again)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    found = json.loads((again / "evaluation.json").read_text())
+    assert found["class_names"] == facts["class_names"] and sum(found["confusion"][2]) == 1
+    assert found["per_class"][0]["class"] == good[2].parent.name
+    (tmp_path / "list.csv").write_text(f"path,label,split\n{good[2]},sideways,test\n")
+    assert CliRunner().invoke(app, command).exception.problem == "lines of the list cannot be understood"
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     command = ["train", "finetune-small", "--data", str(tmp_path / "list.csv"), "--out", str(tmp_path / "none")]
     assert CliRunner().invoke(app, [*command, *settings()]).exception.problem == "there is nothing to learn from"
 

@@ -47,6 +47,21 @@ def test_tables(tmp_path):
     assert listing.samples[0].path == str(tmp_path / "videos/a.mp4")
 
 
+def test_folds_are_read_as_pandas_writes_them(tmp_path):
+    """As floats, where a column has gaps."""
+    text = "path,label,fold\na.mp4,run,0.0\nb.mp4,jump,1.0\nc.mp4,jump,\n"
+    listing = read_listing(write(tmp_path, list_DOT_csv=text) / "list.csv")
+    assert [sample.fold for sample in listing.samples] == [0, 1, None]
+
+
+def test_unknown_words_of_splits_are_told_with_those_that_are_known(tmp_path):
+    text = "path,label,split\na.mp4,run,Train\nb.mp4,run,dev\nc.mp4,run,exclude\n"
+    with pytest.raises(InflateError, match="lines of the list cannot be understood") as told:
+        read_listing(write(tmp_path, list_DOT_csv=text) / "list.csv")
+    assert told.value.got == "b.mp4: split 'dev'; c.mp4: split 'exclude'"
+    assert "train, training, val, validate" in told.value.expected
+
+
 def test_rows_and_order_of_classes(tmp_path):
     text = "path,label,dataset\na.mp4,run,one\nb.mp4,jump,two\nc.mp4,fall,two\n"
     path = write(tmp_path, list_DOT_csv=text) / "list.csv"
@@ -130,6 +145,8 @@ def test_mmaction2(tmp_path):
         ("list.csv", "path,label\n", "there are no videos in the list"),
         ("list.csv", "name,kind\na.mp4,run\n", "the table says not where the videos are"),
         ("list.csv", "path,label,fold\na.mp4,run,x\n", "lines of the list cannot be understood"),
+        ("list.csv", "path,label,split\na.mp4,run,exclude\n", "lines of the list cannot be understood"),
+        ("list.csv", "path,label,fold\na.mp4,run,1.5\n", "lines of the list cannot be understood"),
         ("list.json", "{}", "there is no list of videos"),
     ],
 )

@@ -1,7 +1,9 @@
 """Seldom ways of a training run: validations that say nothing, clips without a class, files of other versions."""
 
 import math
+import shutil
 import signal
+import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tiny import CLASSES, recipe, samples_in, splits_of, tiny_model, write_clips
 
-from inflate3d import ClipSpec, InflateError
+from inflate3d import ClipSpec, InflateError, InflateWarning
 from inflate3d.clips.dataset import Sample
 from inflate3d.train.checkpoint import KEY, describe_run, load_trained, read_training, recipe_in, weights_in
 from inflate3d.train.data import Unreadable
@@ -247,6 +249,22 @@ def test_a_run_of_other_settings_does_not_go_on(run, few, changes, got):
     assert got in found.value.got
 
 
+def test_a_run_does_not_go_on_with_other_samples(run, few, tmp_path):
+    """Neither of another fold nor with other labels; their order and the place of the folder do not count."""
+    splits = splits_of(few)
+    moved = replace(splits, train=splits.train[:-1], val=(*splits.val, splits.train[-1]))
+    label = replace(splits, train=(replace(splits.train[0], labels=(2,)), *splits.train[1:]))
+    for other in (moved, label, replace(splits, val=splits.val[1:])):
+        with pytest.raises(InflateError, match="the run in the folder has learned from other samples"):
+            check_folder(run, recipe(epochs=1), other, resume=True)
+    assert check_folder(run, recipe(epochs=1), replace(splits, train=splits.train[::-1]), resume=True) == run / LAST
+    shutil.copytree(few, tmp_path / "elsewhere")
+    assert check_folder(run, recipe(epochs=1), splits_of(tmp_path / "elsewhere"), resume=True) == run / LAST
+    older = changed(run, tmp_path, lambda found: found[KEY].pop("data"))
+    with pytest.warns(InflateWarning, match="does not tell what it has learned from"):
+        assert check_folder(older.parent, recipe(epochs=1), moved, resume=True) == older
+
+
 def test_what_may_change_in_a_run_that_goes_on(run, few):
     longer = recipe(epochs=9, max_steps=50, patience=3, workers=1, max_unreadable=0.4, save_steps=7)
     assert all(getattr(longer, name) != getattr(recipe(epochs=1), name) for name in MAY_CHANGE)
@@ -254,6 +272,16 @@ def test_what_may_change_in_a_run_that_goes_on(run, few):
     with pytest.raises(InflateError, match="the folder holds a run already") as found:
         check_folder(run, longer, splits_of(few), resume=False)
     assert (found.value.got, found.value.where) == (LAST, str(run))
+
+
+def test_seconds_go_on_where_the_run_goes_on(tmp_path):
+    before, after = (Keep(tmp_path, {}, Unreadable(9, 0.5)) for _ in range(2))
+    before.began -= 1000
+    state = before.state_dict()
+    after.load_state_dict(state)
+    assert 1000 <= time.monotonic() - after.began < 1010
+    state.pop("seconds")  # as older versions wrote it
+    after.load_state_dict(state)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -29,7 +30,7 @@ from inflate3d.train.volume_data import (
     read_volume_splits,
     spec_for,
 )
-from inflate3d.train.volumes import MODEL, fit_volumes, flat_network, start_from, volume_network
+from inflate3d.train.volumes import MODEL, OccurringAUROC, fit_volumes, flat_network, start_from, volume_network
 from inflate3d.weights.inflated_file import load_inflated
 
 QUIET = FitOptions(quiet=True)
@@ -147,6 +148,137 @@ def test_lists_that_make_no_sense_are_told(scans, medmnist, tmp_path):
     assert "numbers from 0" in refused(tmp_path / "a", "mask")
 
 
+def empty_scans(folder, *names):
+    for name in names:
+        save(folder / name, np.zeros((2, 3, 4), np.int16))
+    return folder
+
+
+def table_of(folder, head, rows):
+    path = empty_scans(folder, *(row.split(",")[0] for row in rows)) / "list.csv"
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def stems(samples):
+    return [Path(sample.path).name.removesuffix(".nii") for sample in samples]
+
+
+def labelled(data):
+    splits = data.splits
+    samples = (*splits.train, *splits.val, *splits.test)
+    return {Path(one.path).parent.name: splits.class_names[one.labels[0]] for one in samples}
+
+
+def test_classes_are_numbered_as_they_are_named(tmp_path):
+    """Not by their folders: a list of some of the classes, or with names in another order, says the same of a scan."""
+    folder = empty_scans(tmp_path / "all", *(f"{name}/{i}.nii" for name in ("ill", "well") for i in range(3)))
+    for names in (("well", "ill"), ("ill", "well"), ("well", "dead", "ill")):
+        found = read_volume_splits(folder, "classes", val_share=0, class_names=names)
+        assert found.splits.class_names == names and labelled(found) == {"ill": "ill", "well": "well"}
+    with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+        read_volume_splits(folder, "classes", class_names=["well", "dead"])
+    assert (told.value.expected, told.value.got) == ("folders among well, dead", "ill")
+    alone = empty_scans(tmp_path / "alone", *(f"ill/{i}.nii" for i in range(3)))
+    found = read_volume_splits(alone, "classes", val_share=0, class_names=["well", "ill"])
+    assert labelled(found) == {"ill": "ill"}
+
+
+def test_numbers_of_classes_need_their_names(scans, medmnist, tmp_path):
+    with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+        read_volume_splits(medmnist, "classes", class_names=["small"])
+    assert told.value.got == "numbers up to 1"
+    with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+        read_volume_splits(scans, "mask", class_names=["lump", "background"])
+    assert told.value.expected == "the parts lump, background, in this order"
+
+
+def test_folders_of_splits_lie_above_those_of_classes(tmp_path):
+    names = [f"{split}/{name}/{i}.nii" for split in ("train", "Test") for name in ("ill", "well") for i in range(2)]
+    found = read_volume_splits(empty_scans(tmp_path, *names), "classes", val_share=0)
+    assert found.splits.class_names == ("ill", "well") and labelled(found) == {"ill": "ill", "well": "well"}
+    assert (len(found.splits.train), len(found.splits.test)) == (4, 4)
+    assert {Path(one.path).parts[-3] for one in found.splits.test} == {"Test"}
+
+
+def test_columns_of_tables_are_read_as_those_of_videos(tmp_path):
+    words = ("train", "training", "validation", "Test", "valid", "testing")
+    table = table_of(tmp_path, "path,label,split", [f"{i}.nii,{'ab'[i % 2]},{word}" for i, word in enumerate(words)])
+    splits = read_volume_splits(table, "classes").splits
+    assert [stems(part) for part in (splits.train, splits.val, splits.test)] == [["0", "1"], ["2", "4"], ["3", "5"]]
+    table = table_of(tmp_path, "path,label,fold", [f"{i}.nii,{'ab'[i % 2]},{i // 2}.0" for i in range(10)])
+    assert stems(read_volume_splits(table, "classes", fold=0, val_share=0).splits.test) == ["0", "1"]
+    for head, word in (("path,label,split", "exclude"), ("path,label,fold", "1.5")):
+        with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+            read_volume_splits(table_of(tmp_path, head, ["0.nii,a,", f"1.nii,b,{word}"]), "classes")
+        assert told.value.got == f"1.nii: {head[11:]} {word!r}" and "validation" in told.value.expected
+
+
+def test_drawn_folds_keep_groups_whole(tmp_path):
+    table = table_of(tmp_path, "path,label,group", [f"{i}.nii,{'ab'[i % 2]},patient{i // 2}" for i in range(10)])
+    tested = []
+    for fold in range(5):
+        splits = read_volume_splits(table, "classes", fold=fold, val_share=0).splits
+        assert not {one.group for one in splits.test} & {one.group for one in splits.train}
+        tested += stems(splits.test)
+    assert sorted(tested) == [str(i) for i in range(10)]
+
+
+def test_masks_are_those_of_the_same_patient(tmp_path):
+    """Where scans of several patients have one name; what is not clear is refused."""
+    for patient in ("p0", "p1", "p2"):
+        empty_scans(tmp_path, f"imagesTr/{patient}/scan_0000.nii.gz", f"labelsTr/{patient}/scan.nii.gz")
+    found = read_volume_splits(tmp_path, "mask", val_share=0, class_names=["ground", "lump"])
+    assert {Path(scan).parent.name: Path(mask).parent.name for scan, mask in found.masks.items()} == {
+        name: name for name in ("p0", "p1", "p2")
+    }
+    empty_scans(tmp_path, "labelsTr/p1/scan.nii")
+    with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+        read_volume_splits(tmp_path, "mask", class_names=["ground", "lump"])
+    assert told.value.got == f"{Path('p1') / 'scan'} 2 times"
+    empty_scans(tmp_path / "table", "first.nii", "second.nii")
+    with pytest.raises(InflateError, match="the list of scans cannot be understood") as told:
+        read_volume_splits(table_of(tmp_path / "table", "path,mask", ["0.nii,first.nii", "0.nii,second.nii"]), "mask")
+    assert told.value.got == "0.nii 2 times"
+
+
+def test_a_folder_may_have_the_sign_of_arrays_in_its_name(tmp_path):
+    path = empty_scans(tmp_path, "a#1/s.nii") / "a#1" / "s.nii"
+    assert load_scan(str(path)).grid.shape == load_mask(str(path)).grid.shape == (4, 3, 2)
+
+
+class Levels(torch.nn.Module):
+    """Knows three classes by the value of a scan: 0, 1 or 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume_spec = VolumeSpec("classes", ("benign", "cyst", "tumor"), (1.0, 1.0, 1.0), (4, 3, 2), window=(0, 2))
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot((x.mean((1, 2, 3, 4)) * 2).round().long(), 3).float()
+
+
+def test_a_network_is_shown_a_list_of_some_of_its_classes(tmp_path, monkeypatch):
+    """The classes are those of the network, which a list may name in part but not otherwise."""
+    monkeypatch.setattr("inflate3d.weights.inflated_file.load_inflated", lambda path: Levels().eval())
+    for value, name in ((1, "cyst"), (2, "tumor")):
+        for number in range(3):
+            save(tmp_path / "hospital" / name / f"{number}.nii", np.full((2, 3, 4), value, np.int16), (1, 1, 1))
+    out, labels = tmp_path / "out", tmp_path / "labels.txt"
+    command = ["evaluate", "model.safetensors", "--data", str(tmp_path / "hospital"), "--split", "train"]
+    command += ["--val-share", "0", "--out", str(out)]
+    labels.write_text("benign\ncyst\ntumor\n\n")
+    for more in ([], ["--labels", str(labels)]):
+        assert CliRunner().invoke(app, [*command, *more], catch_exceptions=False).exit_code == 0
+        assert json.loads((out / "evaluation.json").read_text())["scores"]["top1"]["value"] == 1.0
+    labels.write_text("cyst\ntumor\nbenign\n")
+    with pytest.raises(InflateError, match="the network has other classes"):
+        CliRunner().invoke(app, [*command, "--labels", str(labels)], catch_exceptions=False)
+    (tmp_path / "hospital" / "cyst").rename(tmp_path / "hospital" / "scar")
+    with pytest.raises(InflateError, match="the list of scans cannot be understood"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_patches_are_a_function_of_their_seed_and_keep_masks_on_scans(scans, tmp_path):
     data = read_volume_splits(scans, "mask", fold=0)
     patches, spec = drawn(data, replace(SMALL, positive=1.0), folder=tmp_path, train=True)
@@ -198,6 +330,23 @@ def test_scans_and_masks_that_do_not_fit_are_told(scans, tmp_path):
     assert [patches[number, 0]["valid"] for number in range(4)] == [False, False, False, True]
     training = VolumePatches(samples, data, SMALL, spec=spec, folder=tmp_path / "kept", train=True)[0, 5]
     assert training["valid"] and len(training["failed"]) == 3
+
+
+def test_folds_do_not_depend_on_the_seed_of_the_recipe(tmp_path, monkeypatch):
+    """`evaluate`, which does not know it, would test on scans that the network has learned from."""
+    asked = []
+
+    def stop(recipe, found, *_, **__):
+        asked.append((recipe.seed, found.splits))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inflate3d.train.volumes.fit_volumes", stop)
+    table = table_of(tmp_path, "path,label", [f"{i}.nii,{'ab'[i % 2]}" for i in range(20)])
+    for seed in (0, 1):
+        CliRunner().invoke(
+            app, ["train", "volume-classify", "--data", str(table), "--fold", "0", "--set", f"seed={seed}"]
+        )
+    assert [seed for seed, _ in asked] == [0, 1] and asked[0][1] == asked[1][1]
 
 
 def test_lumps_are_learned_and_the_file_predicts(scans, tmp_path):
@@ -274,12 +423,13 @@ def test_sizes_are_told_apart_by_the_command(medmnist, tmp_path):
     settings += ["label_smoothing=0", "head_lr=2", "first_stride=1", "freeze_norm=no"]
     run = CliRunner().invoke(app, [*arguments, *(part for one in settings for part in ("--set", one))])
     assert run.exit_code == 0, run.output + repr(run.exception)
-    assert re.search(r"AUC 1", run.output), run.output
+    assert re.search(r"AUC +100", run.output), run.output
     assert json.loads((tmp_path / "evaluation.json").read_text())["count"] == 6
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert load_inflated(tmp_path / MODEL).volume_spec.task == "classes"
     again = ["evaluate", str(tmp_path / MODEL), "--data", str(medmnist), "--split", "val", "--out", str(tmp_path / "a")]
     assert "AUC" in CliRunner().invoke(app, again).output
+    assert json.loads((tmp_path / "a" / "evaluation.json").read_text())["scores"]["auc"]["value"] == 1.0
 
 
 def test_options_for_videos_are_refused(scans):
@@ -319,9 +469,28 @@ def test_recipes_for_volumes():
     assert with_settings(recipe, ["window=none", "mirror=hw", "spacing_mm=2,1,1"]).spacing_mm == (2.0, 1.0, 1.0)
     with pytest.raises(InflateError, match="a recipe does not work so: "):
         with_settings(recipe, ["mirror=x", "patch=1,2", "channels=2", "window=5,4", "overlap=1"])
+    idle = (("volume-segment", "head_lr=2"), ("volume-classify", "overlap=0.7"), ("volume-classify", "seed=-1"))
+    for name, setting in idle:
+        with pytest.raises(InflateError, match=f"a recipe does not work so: {setting.partition('=')[0]}"):
+            with_settings(find_recipe(name), [setting])
+    assert with_settings(find_recipe("volume-classify"), ["head_lr=2"]).head_lr == 2
     with pytest.raises(InflateError, match="settings cannot be understood") as caught:
         with_settings(recipe, ["patch=a,b,c", "flip=yes"])
     assert "patch is numbers, parted by commas" in str(caught.value)
+
+
+def test_the_area_is_averaged_over_classes_that_occur():
+    """A validation without one of them can be answered without a mistake too."""
+    area = OccurringAUROC(3)
+    right = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])
+    area.update(right, torch.tensor([0, 1, 0, 1]))
+    assert area.compute() == 1
+    area.update(torch.tensor([[0.75, 0.05, 0.2]]), torch.tensor([1]))
+    pairs = 5 / 6, 4 / 6  # of class 0 it is above one of two others; of class 1 it is below both of two
+    assert area.compute() == pytest.approx(sum(pairs) / 2)
+    area.reset()
+    area.update(right[:1], torch.tensor([0]))
+    assert area.compute().isnan()
 
 
 def test_a_list_of_a_test_alone_is_nothing_to_learn_from(tmp_path):

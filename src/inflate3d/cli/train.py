@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -17,15 +18,15 @@ from inflate3d.clips.tables import read_list
 from inflate3d.errors import InflateError, check_choice, import_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from inflate3d.clips.dataset import Listing, Sample
     from inflate3d.results.answering import Answers, EvaluateOptions
-    from inflate3d.results.evaluate import Evaluation
+    from inflate3d.results.evaluate import Evaluation, Interval
     from inflate3d.results.volume_scores import MaskScores
-    from inflate3d.train.recipe import VolumeRecipe
+    from inflate3d.train.recipe import Recipe, VolumeRecipe
     from inflate3d.train.run import Devices
     from inflate3d.train.volume_data import VolumeSplits
 
@@ -79,6 +80,7 @@ def train(
     """Train a network, then show it the test videos or scans and write what it is worth."""
     _need("train", "lightning", "torchmetrics", "tensorboard", where="inflate3d train")
     from inflate3d.clips.dataset import make_splits
+    from inflate3d.train.checkpoint import load_trained
     from inflate3d.train.recipe import Recipe, VolumeRecipe, with_settings
     from inflate3d.train.recipes import find_recipe
     from inflate3d.train.run import Devices, FitOptions, fit
@@ -103,19 +105,20 @@ def train(
                 got=", ".join(name for name, value in idle.items() if value),
                 fix="leave them out; init=FILE names weights to start from",
             )
-        names = read_list(labels).splitlines() if labels else []
-        _train_volumes(chosen, data, out, console, resume=resume, where=where, cut=(fold, val_share, names))
+        _train_volumes(chosen, data, out, console, resume=resume, where=where, cut=(fold, val_share, _names_in(labels)))
         return
     assert isinstance(chosen, Recipe)
     with warnings_on(console):
-        splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
+        listing = _listing(data, root, only, number, _names_in(labels))
+        splits = make_splits(listing, fold=fold, val_share=val_share)
         counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in SPLITS)
         console.print(f"{len(splits.class_names)} classes; {counts}", markup=False, highlight=False)
         with _told(console) as tell:
             fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
         console.print(f"{fitted.seconds:.0f} s; the network: {fitted.checkpoint}", markup=False, highlight=False)
         if splits.test:
-            answers = _answers(fitted.checkpoint, splits.test, console, precision=chosen.precision)
+            trained = load_trained(fitted.checkpoint)
+            answers = _answers(trained, splits.test, console, weights=fitted.checkpoint, precision=chosen.precision)
             _show(answers, splits.train, console, out, history=fitted.history)
 
 
@@ -137,9 +140,8 @@ def _train_volumes(
 
     fold, val_share, names = cut
     with warnings_on(console):
-        found = read_volume_splits(
-            data, recipe.task, fold=fold, val_share=val_share, seed=recipe.seed, class_names=names
-        )
+        # what is drawn is the same for every seed of the recipe, so that `evaluate` finds the same test
+        found = read_volume_splits(data, recipe.task, fold=fold, val_share=val_share, class_names=names)
         splits = found.splits
         counts = ", ".join(f"{len(getattr(splits, name))} for {name}" for name in SPLITS)
         console.print(f"{', '.join(splits.class_names)}; {counts}", markup=False, highlight=False)
@@ -177,10 +179,9 @@ def _show_classified(shown: Shown, console: Console, out: Path) -> "Evaluation":
         )
     answers = replace(answers, settings={**shown.facts, **answers.settings})
     train = () if shown.split == "train" else shown.data.splits.train
-    found = _show(answers, train, console, out, history=shown.history)
-    if len(found.per_class) == answers.logits.shape[1] == 2:
-        console.print(f"AUC {auc(answers)}", highlight=False)
-    return found
+    occurring = {sample.labels[0] for sample in answers.samples}
+    more = {"auc": auc(answers)} if len(occurring) == answers.logits.shape[1] == 2 else {}
+    return _show(answers, train, console, out, history=shown.history, more=more)
 
 
 def _show_masks(shown: Shown, console: Console, out: Path) -> "MaskScores":
@@ -204,21 +205,22 @@ def _show_masks(shown: Shown, console: Console, out: Path) -> "MaskScores":
         table.add_row(name, *(("-", "in none of the scans") if isnan(score.value) else words))
     console.print(table)
     for failure in masks.failures:
-        console.print(f"not read: {failure.source}", markup=False, highlight=False)
+        reason = failure.reason.partition("\n")[0]  # perhaps its mask lies elsewhere
+        console.print(f"not read: {failure.source} ({reason})", markup=False, highlight=False)
     write_text(out / "evaluation.json", replace(masks, settings={**shown.facts, **masks.settings}).to_json())
     return masks
 
 
 def _evaluate_scans(
-    path: Path, data: Path, out: Path, *, cut: tuple[int | None, float, list[str]], split: str, overlap: float
+    path: Path, data: Path, out: Path, *, cut: tuple[int | None, float, Path | None], split: str, overlap: float
 ) -> "Evaluation | MaskScores":
     """Show labelled scans to the network of a file."""
     from inflate3d.results.volumes import spec_of
     from inflate3d.train.volume_data import read_volume_splits
     from inflate3d.weights.inflated_file import load_inflated
 
-    console, model, (fold, val_share, names) = Console(), load_inflated(path), cut
-    task = spec_of(model).task
+    console, model, (fold, val_share, labels) = Console(), load_inflated(path), cut
+    task, names = spec_of(model).task, _names_of(path, spec_of(model).class_names, labels)
     with warnings_on(console):
         found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names)
         shown = Shown(model, found, {"weights": str(path), "overlap": str(overlap)}, split=split)
@@ -255,7 +257,7 @@ def evaluate(
     max_frames: Annotated[int, typer.Option(help="Of a video that is shown whole.")] = 250,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     overlap: Annotated[float, typer.Option(help="Of windows over a scan, as a share of a side.")] = 0.5,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("run"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("evaluation"),
 ) -> None:
     """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice.
 
@@ -269,21 +271,23 @@ def evaluate(
     _need("train", "lightning", "torchmetrics", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
+    from inflate3d.train.checkpoint import load_trained
 
     found: Evaluation | MaskScores
     if scans:
-        names = read_list(labels).splitlines() if labels else []
-        found = _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, names), split=split, overlap=overlap)
+        found = _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, labels), split=split, overlap=overlap)
     else:
         check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
         console = Console()
         options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
         with warnings_on(console):
-            splits = make_splits(_listing(data, root, only, number, labels), fold=fold, val_share=val_share)
+            trained = load_trained(checkpoint)
+            names = _names_of(checkpoint, trained[0].class_names, labels)
+            splits = make_splits(_listing(data, root, only, number, names), fold=fold, val_share=val_share)
             samples = getattr(splits, split)
-            answers = _answers(checkpoint, samples, console, options=options)
+            answers = _answers(trained, samples, console, weights=checkpoint, options=options)
             if flow is not None:
-                others = _answers(flow, samples, console, options=options)
+                others = _answers(load_trained(flow), samples, console, weights=flow, options=options)
                 answers = fuse(answers, others, fusion)  # type: ignore[arg-type]  # checked above
             found = _show(answers, () if split == "train" else splits.train, console, out)
     if found.failures:
@@ -308,7 +312,27 @@ def _need(extra: str, *packages: str, where: str) -> None:
         import_extra(package, extra, where=where)
 
 
-def _listing(data: Path, root: Path | None, only: list[str] | None, number: int, labels: Path | None) -> "Listing":
+def _names_in(labels: Path | None) -> list[str]:
+    """Read the names of classes, one in each line."""
+    lines = read_list(labels).splitlines() if labels else []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _names_of(weights: Path, known: Any, labels: Path | None) -> "Sequence[str]":
+    """Give the classes of a trained network in its order, which numbers its answers; a list cannot name others."""
+    names = _names_in(labels)
+    if names and names != list(known):
+        raise InflateError(
+            "the network has other classes",
+            where=str(weights),
+            expected=", ".join(known),
+            got=f"{', '.join(names)} in {labels}",
+            fix="leave --labels out: the network knows its classes",
+        )
+    return tuple(known)
+
+
+def _listing(data: Path, root: Path | None, only: list[str] | None, number: int, names: "Sequence[str]") -> "Listing":
     from inflate3d.clips.dataset import read_listing
 
     wrong = [pair for pair in only or [] if "=" not in pair]
@@ -321,25 +345,24 @@ def _listing(data: Path, root: Path | None, only: list[str] | None, number: int,
             fix="--only dataset=tennis",
         )
     chosen = dict(pair.split("=", 1) for pair in only or [])
-    names = read_list(labels).splitlines() if labels else []
     return read_listing(data, root=root, only=chosen, number=number, class_names=names)
 
 
 def _answers(
-    checkpoint: Path,
+    trained: "tuple[nn.Module, Recipe]",
     samples: "Sequence[Sample]",
     console: Console,
     *,
+    weights: Path,
     precision: str = "fp32",
     options: "EvaluateOptions | None" = None,
 ) -> "Answers":
-    """Show videos to the network of a checkpoint, as its recipe says."""
+    """Show videos to a trained network, as its recipe says."""
     from inflate3d.clips.decoded import Window
     from inflate3d.results.answering import EvaluateOptions, answer_samples
-    from inflate3d.train.checkpoint import load_trained
     from inflate3d.train.data import decoding_of
 
-    model, recipe = load_trained(checkpoint)
+    model, recipe = trained
     how = decoding_of(recipe, None)
     window = Window(recipe.num_frames, recipe.frame_step, recipe.crop)
     options = options or EvaluateOptions(precision=precision)  # type: ignore[arg-type]  # it checks it
@@ -347,17 +370,24 @@ def _answers(
         answers = answer_samples(
             model, samples, how, window=window, options=options, progress=lambda done, of: tell("test", done, of)
         )
-    facts = {"weights": str(checkpoint), "recipe": recipe.name, "network": recipe.network, "stream": recipe.stream}
-    return replace(answers, settings={**facts, **answers.settings})
+    facts = {"weights": str(weights), "recipe": recipe.name, "network": recipe.network, "stream": recipe.stream}
+    return replace(answers, settings={**facts, **answers.settings}, several=recipe.task != "classes")
 
 
 def _show(
-    answers: "Answers", train: "Sequence[Sample]", console: Console, out: Path, *, history: Any = ()
+    answers: "Answers",
+    train: "Sequence[Sample]",
+    console: Console,
+    out: Path,
+    *,
+    history: Any = (),
+    more: "Mapping[str, Interval]" = MappingProxyType({}),
 ) -> "Evaluation":
     from inflate3d.results.evaluate import evaluate
     from inflate3d.show.evaluation import scores_of, write_evaluation
 
     found = evaluate(answers, train=train)
+    found = replace(found, scores={**found.scores, **more})
     console.print(scores_of(found))
     for failure in found.failures:
         console.print(f"not read: {failure.source}", markup=False, highlight=False)

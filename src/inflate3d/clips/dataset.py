@@ -19,6 +19,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validate": 
     "test": "test",
     "testing": "test",
 }
+ROW_WORDS = f"splits among {', '.join(SPLIT_NAMES)}, folds that are whole numbers"
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "video", "file", "filename"), ("label", "class", "class_name")
 DRAWS = 1000  # of groups, of which the best is taken
 HMDB_SPLITS = {"1": "train", "2": "test"}  # 0 stands in neither; Source: hmdb51, test_train_splits/README
@@ -153,14 +154,14 @@ def read_listing(
     known = given or tuple(sorted({label for row in rows for label in row.labels}))
     numbers = {name: index for index, name in enumerate(known)}
     faults = [f"{row.path}: {label!r}" for row in rows for label in row.labels if label not in numbers]
-    faults += [f"{row.path}: fold {row.fold!r:.80}" for row in rows if row.fold and not is_index(row.fold)]
+    faults += [fault for row in rows for fault in row_faults(row.path, row.split, row.fold)]
     if faults or not rows:
         raise InflateError(
             "there are no videos in the list" if not rows else "lines of the list cannot be understood",
             where=str(path),
-            expected=f"labels among {list_faults(known)}, folds that are whole numbers" if rows else "a video or more",
+            expected=f"labels among {list_faults(known)}, {ROW_WORDS}" if rows else "a video or more",
             got=list_faults(faults) or f"none, with only={only}" if only else list_faults(faults) or "none",
-            fix="mend the lines, or name all classes in order with --labels FILE",
+            fix="mend the lines, or name all classes in order with --labels FILE; a trained network has its own",
         )
     samples = tuple(
         Sample(
@@ -168,12 +169,42 @@ def read_listing(
             tuple(numbers[label] for label in row.labels),
             row.group,
             SPLIT_NAMES.get(row.split.lower(), ""),
-            int(row.fold) if row.fold else None,
+            fold_in(row.fold),
             row.spans,
         )
         for row in rows
     )
     return Listing(samples, known, str(path))
+
+
+def fold_in(text: str) -> int | None:
+    """Read the number of a fold; a column with gaps is written as floats by pandas.
+
+    Example:
+        >>> fold_in("3"), fold_in("3.0"), fold_in(""), fold_in("3.5")
+        (3, 3, None, None)
+    """
+    whole = text.removesuffix(".0")
+    return int(whole) if is_index(whole) else None
+
+
+def row_faults(path: str, split: str, fold: str) -> list[str]:
+    """Tell what of the split and the fold of a line cannot be understood.
+
+    Example:
+        >>> row_faults("a.mp4", "Validation", "1"), row_faults("a.mp4", "exclude", "")
+        ([], ["a.mp4: split 'exclude'"])
+    """
+    faults = [f"{path}: split {split!r:.80}"] if split and split.lower() not in SPLIT_NAMES else []
+    return faults + ([f"{path}: fold {fold!r:.80}"] if fold and fold_in(fold) is None else [])
+
+
+def class_folders(path: Path) -> list[tuple[Path, str]]:
+    """List the folders of classes, each with its split, where all lie in folders of train, val and test."""
+    folders = [item for item in sorted(path.iterdir()) if item.is_dir() and not item.name.startswith(".")]
+    if folders and all(item.name.lower() in SPLIT_NAMES for item in folders):
+        return [(one, split.name) for split in folders for one in sorted(split.iterdir()) if one.is_dir()]
+    return [(folder, "") for folder in folders]
 
 
 def _rows(path: Path, only: dict[str, str], number: int) -> tuple[list[_Row], tuple[str, ...]]:
@@ -198,14 +229,9 @@ def _folder(path: Path, number: int) -> tuple[list[_Row], tuple[str, ...]]:
     hmdb = sorted(path.glob(f"*_test_split{number}.txt"))
     if hmdb:
         return _hmdb(hmdb, number), ()
-    folders = [item for item in sorted(path.iterdir()) if item.is_dir() and not item.name.startswith(".")]
-    splits = [item for item in folders if item.name.lower() in SPLIT_NAMES]
-    classes = [(folder, "") for folder in folders]
-    if splits and len(splits) == len(folders):
-        classes = [(one, split.name) for split in splits for one in sorted(split.iterdir()) if one.is_dir()]
     return [
         _Row(str(video.relative_to(path)), [folder.name], split=split)
-        for folder, split in classes
+        for folder, split in class_folders(path)
         for video in sorted(folder.rglob("*"))
         if video.suffix.lower() in VIDEO_SUFFIXES
     ], ()

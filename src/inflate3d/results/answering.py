@@ -72,6 +72,7 @@ class Answers:
         settings: What a reader needs to repeat it.
         failures: What could not be read.
         key_frames: A small JPEG of each sample's middle.
+        several: Samples may have several classes, or none; else that is seen from their labels.
     """
 
     samples: tuple[Sample, ...]
@@ -80,6 +81,7 @@ class Answers:
     settings: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     key_frames: tuple[bytes, ...] = field(default=(), repr=False)
+    several: bool = False
 
 
 def answer_samples(
@@ -213,5 +215,5 @@ def fuse(rgb: Answers, flow: Answers, fusion: Fusion = "probabilities") -> Answe
     joint = a + b if fusion == "logits" else torch.logaddexp(a.log_softmax(1), b.log_softmax(1)) - math.log(2)
     settings = {**rgb.settings, "streams": "rgb and flow", "fusion": fusion}
     pictures = tuple(rgb.key_frames[index] for index in both) if rgb.key_frames else ()
-    samples = tuple(rgb.samples[index] for index in both)
-    return Answers(samples, joint, rgb.class_names, settings, (*rgb.failures, *flow.failures), pictures)
+    samples, failures = tuple(rgb.samples[index] for index in both), (*rgb.failures, *flow.failures)
+    return Answers(samples, joint, rgb.class_names, settings, failures, pictures, rgb.several)

@@ -114,7 +114,7 @@ def evaluate(
         settings: More of what a reader needs to repeat it.
 
     Raises:
-        InflateError: A sample has no label.
+        InflateError: A sample has no label where each has one class, or none has any.
 
     Example:
         >>> import torch
@@ -126,17 +126,17 @@ def evaluate(
     """
     options = options or EvaluateOptions()
     unlabelled = [sample.path for sample in answers.samples if not sample.labels]
-    if unlabelled:
+    several = answers.several or any(len(sample.labels) > 1 for sample in answers.samples)
+    if unlabelled and (not several or len(unlabelled) == len(answers.samples)):
         raise InflateError(
             "samples have no labels to compare with",
             where="evaluate",
-            expected="a label or more for each",
+            expected="a label or more for each; with several labels for at least one",
             got=list_faults(unlabelled, shown=3),
             fix="take a split whose labels are known",
         )
     groups = [sample.group or sample.path for sample in answers.samples]
     told = _group_warnings(answers.samples, train)
-    several = any(len(sample.labels) > 1 for sample in answers.samples)
     found = _several(answers, groups, options) if several else _one(answers, groups, options)
     return Evaluation(
         count=len(answers.samples),
@@ -166,7 +166,7 @@ def _one(answers: Answers, groups: list[str], options: EvaluateOptions) -> dict[
     order = np.argsort(-logits, axis=1, kind="stable")
     guess = order[:, 0]
     right = {"top1": guess == labels, "top5": (order[:, :5] == labels[:, None]).any(1)}
-    draws = _draws(groups, options)
+    draws = draw_groups(groups, options)
     scores = {name: _interval(values.mean(), _drawn_share(values, draws)) for name, values in right.items()}
     per_class = {c: right["top1"][labels == c] for c in np.unique(labels).tolist()}
     means = np.stack([_drawn_share(right["top1"], draws, labels == c) for c in per_class])
@@ -207,8 +207,10 @@ def _several(answers: Answers, groups: list[str], options: EvaluateOptions) -> d
         wanted[row, list(sample.labels)] = True
     whole = np.ones(len(logits))
     precisions = average_precisions(logits, wanted, whole)
-    weights = _draws(groups, options)[1]
-    drawn = np.array([np.nanmean(average_precisions(logits, wanted, row)) for row in weights[:200]])
+    weights = draw_groups(groups, options)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any label is left out
+        drawn = np.array([np.nanmean(average_precisions(logits, wanted, row)) for row in weights[:200]])
     present = np.flatnonzero(wanted.any(0))
     return {
         "scores": {"map": _interval(float(np.nanmean(precisions)), drawn)},
@@ -245,8 +247,21 @@ def average_precisions(scores: NDArray[Any], wanted: NDArray[Any], weights: NDAr
     return found
 
 
-def _draws(groups: list[str], options: EvaluateOptions) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Draw groups with replacement: how often each group, and each sample, counts in each resample."""
+def draw_groups(groups: Sequence[str], options: EvaluateOptions) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Draw groups with replacement: how often each group, and each sample, counts in each resample.
+
+    Args:
+        groups: That of each sample.
+        options: Its resamples and seed are used.
+
+    Returns:
+        `[resamples, groups]` and `[resamples, samples]`.
+
+    Example:
+        >>> times, counts = draw_groups(["a", "a", "b"], EvaluateOptions(resamples=100))
+        >>> times.shape, counts.shape, bool((counts[:, 0] == counts[:, 1]).all())
+        ((100, 2), (100, 3), True)
+    """
     names, place = np.unique(np.array(groups), return_inverse=True)
     generator = np.random.default_rng(options.seed)
     drawn = generator.integers(len(names), size=(options.resamples, len(names)))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from inflate3d.clips.dataset import Sample
-from inflate3d.clips.volume import Volume, resample_to
+from inflate3d.clips.volume import Grid, Volume, resample, resample_to
+from inflate3d.clips.volume_spec import VolumeSpec
 from inflate3d.errors import InflateError, lacks_package
-from inflate3d.results.answering import Answers
-from inflate3d.results.evaluate import Interval
+from inflate3d.results.answering import Answers, EvaluateOptions
+from inflate3d.results.evaluate import Interval, draw_groups
 from inflate3d.results.prediction import Failure
 from inflate3d.results.volumes import VolumeOptions, predict_volume, spec_of
 
@@ -31,7 +32,7 @@ class MaskScores:
         parts: Names, without the background.
         dice: `[scans, parts]`, float64; NaN where a part is in neither mask.
         settings: What a reader needs to repeat it.
-        failures: What could not be read.
+        failures: What could not be read, and masks that do not fit their scans.
     """
 
     sources: tuple[str, ...]
@@ -86,7 +87,7 @@ def score_masks(
         progress: Is told how many of how many are done.
 
     Raises:
-        InflateError: The network is none for masks, not one scan can be read, or a package is missing.
+        InflateError: The network is none for masks, not one scan can be read with its mask, or a package is missing.
     """
     spec, options = spec_of(model), options or VolumeOptions()
     rows, kept, failures = [], [], []
@@ -94,6 +95,7 @@ def score_masks(
         progress(number, len(sources))
         try:
             scan, wanted = load(source)
+            _check_place(wanted, scan, spec)
             found = predict_volume(model, scan, options).mask
             if found is None:
                 break
@@ -114,6 +116,37 @@ def score_masks(
         )
     settings = {"overlap": str(options.overlap), "spacing_mm": str(spec.spacing_mm), "patch": str(spec.patch)}
     return MaskScores(tuple(kept), spec.class_names[1:], np.array(rows), settings, tuple(failures))
+
+
+def check_mask(mask: Volume, grid: Grid, count: int, *, where: str) -> None:
+    """Refuse a mask that does not lie where its scan does, as from a file without places, or has too many parts.
+
+    Args:
+        mask: At the spacing of the grid.
+        grid: Of the scan.
+        count: Parts, with the background.
+        where: What the mask was read from.
+
+    Raises:
+        InflateError: It lies elsewhere, or has parts that nobody named.
+    """
+    apart = np.abs(mask.grid.affine - grid.affine).max()
+    if mask.grid.shape != grid.shape or apart > min(grid.spacing_mm) / 2 or int(mask.data.max()) >= count:
+        raise InflateError(
+            "a mask does not fit its scan",
+            where=where,
+            expected=f"voxels {list(grid.shape)} in the same place, numbers below {count}",
+            got=f"{list(mask.grid.shape)}, {apart:.2f} mm apart, numbers up to {int(mask.data.max())}",
+            fix="write masks on the voxels of their scans; name all parts with --labels",
+        )
+
+
+def _check_place(mask: Volume, scan: Volume, spec: VolumeSpec) -> None:
+    """Check a mask where training does: at the spacing of the network."""
+    empty = replace(scan, data=scan.data[:0])  # its grid alone is wanted
+    there = resample(empty, spec.spacing_mm).grid
+    found = resample(mask, spec.spacing_mm, sampling="nearest")
+    check_mask(found, there, len(spec.class_names), where=mask.source)
 
 
 def answer_scans(
@@ -188,6 +221,8 @@ def dice_of(mask: Tensor, wanted: Tensor, count: int) -> list[float]:
 def auc(answers: Answers, *, seed: int = 0) -> Interval:
     """Tell how likely the second class is rated higher where it is true: the area under the ROC curve, two classes.
 
+    The interval draws groups, as `evaluate` does.
+
     Raises:
         InflateError: There are other classes than two, or one of them never occurs.
 
@@ -207,9 +242,10 @@ def auc(answers: Answers, *, seed: int = 0) -> Interval:
             fix="take another score",
         )
     scores = (answers.logits[:, 1] - answers.logits[:, 0]).double().numpy()
-    random = np.random.default_rng(seed)
-    drawn = [random.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES)]
-    values = [_area(scores[one], labels[one]) for one in drawn if 0 < labels[one].sum() < len(labels)]
+    groups = [sample.group or sample.path for sample in answers.samples]
+    drawn = draw_groups(groups, EvaluateOptions(resamples=RESAMPLES, seed=seed))[1].astype(np.int64)
+    rows = [np.repeat(np.arange(len(labels)), times) for times in drawn]
+    values = [_area(scores[row], labels[row]) for row in rows if 0 < labels[row].sum() < len(row)]
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(_area(scores, labels), float(low), float(high))
 

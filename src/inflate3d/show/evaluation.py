@@ -16,6 +16,7 @@ SCORE_NAMES = {
     "top5": "top-5",
     "mean_class": "mean of classes",
     "map": "mean average precision",
+    "auc": "AUC",
 }
 MORE_STYLE = """
 .scores td:nth-child(2) { font-weight: 600 } .warning { color: #a40000 }

@@ -1,7 +1,10 @@
 """Checkpoints: written whole or not at all, read without running anything, and made into a network again."""
 
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from inflate3d.atomic import replacing
-from inflate3d.errors import InflateError, in_a_line
+from inflate3d.clips.dataset import Splits
+from inflate3d.errors import InflateError, InflateWarning, in_a_line
 from inflate3d.inflation.inflated import Inflated
 from inflate3d.train.network import build_for
 from inflate3d.train.recipe import Recipe, Training, VolumeRecipe
@@ -48,8 +52,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         return read_training(Path(path))
 
 
-def describe_run(recipe: Training, class_names: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
-    """Gather what makes a network out of a checkpoint again, as plain values."""
+def describe_run(recipe: Training, class_names: tuple[str, ...], model: nn.Module, *, data: str = "") -> dict[str, Any]:
+    """Gather what makes a network out of a checkpoint again, as plain values, and what the data are: `digest_of`."""
     plans = [part.plan.to_json() for part in model.modules() if isinstance(part, Inflated)]
     return {
         "format": FORMAT,
@@ -57,8 +61,29 @@ def describe_run(recipe: Training, class_names: tuple[str, ...], model: nn.Modul
         "recipe": asdict(recipe),
         "class_names": list(class_names),
         "plans": plans,
+        "data": data,
         "versions": {name: version(name) for name in ("inflate3d", "torch", "lightning")},
     }
+
+
+def digest_of(splits: Splits) -> str:
+    """Tell the samples of training and validation and their labels from others, in 32 letters.
+
+    Their order does not count, nor where the folder of all of them lies: it may have been moved.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from inflate3d.clips.dataset import Sample
+        >>> here, there = (tuple(Sample(f"{top}/{i}.mp4", (i % 2,)) for i in range(4)) for top in ("a/b", "c"))
+        >>> parts = [Splits(one[:3], one[3:], (), ("run", "jump"), "") for one in (here, there)]
+        >>> digest_of(parts[0]) == digest_of(parts[1]) != digest_of(replace(parts[0], val=()))
+        True
+    """
+    parts = (splits.train, splits.val)
+    paths = [sample.path for part in parts for sample in part]
+    top = os.path.dirname(os.path.commonprefix(paths))  # noqa: PTH120, RUF071 - of texts, and then up to a folder
+    facts = [sorted((one.path.removeprefix(top).lstrip("/\\"), one.labels) for one in part) for part in parts]
+    return sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -101,6 +126,26 @@ def recipe_in(checkpoint: dict[str, Any], where: str) -> tuple[Training, tuple[s
             got=f"{type(error).__name__}: {error}",
             fix="read it with the version of inflate3d that wrote it",
         ) from error
+
+
+def check_data(checkpoint: dict[str, Any], splits: Splits, *, where: str) -> None:
+    """Refuse to go on with other samples: some might be validated with that the network has learned from.
+
+    Raises:
+        InflateError: The checkpoint has learned from others, or was chosen by others.
+    """
+    known = checkpoint[KEY].get("data", "")
+    if known and known != digest_of(splits):
+        raise InflateError(
+            "the run in the folder has learned from other samples",
+            where=where,
+            expected="the list, --fold and --val-share that it was begun with",
+            got=f"{splits.source}: others, {len(splits.train)} for training and {len(splits.val)} for validation",
+            fix="give the list and the fold it was begun with, or name another folder",
+        )
+    if not known:
+        words = f"{where} does not tell what it has learned from: whether these are the same samples is not checked"
+        warnings.warn(words, InflateWarning, stacklevel=3)
 
 
 def weights_in(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from inflate3d.atomic import replacing
-from inflate3d.clips.dataset import Sample
+from inflate3d.clips.dataset import Sample, Splits
 from inflate3d.clips.decoded import Decoding, View, Window, center_view, cut_view, decoded_frames, random_view
 from inflate3d.errors import InflateError, InflateWarning, list_faults
 from inflate3d.flow.methods import MethodName, find_method, with_flow
@@ -299,6 +299,22 @@ def val_loader(data: Dataset[Any], size: int, workers: int, *, rank: int = 0, wo
     return DataLoader(
         data, batch_sampler=batches, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
     )
+
+
+def check_validation(splits: Splits, world: int) -> None:
+    """Refuse a validation that leaves devices without a sample: they would wait for each other for ever.
+
+    Raises:
+        InflateError: There are fewer samples than devices, but some.
+    """
+    if 0 < len(splits.val) < world:
+        raise InflateError(
+            "not every device has something to validate with",
+            where=splits.source,
+            expected=f"{world} samples for validation or more, one for each device; or none",
+            got=f"{len(splits.val)}",
+            fix="hold out more with --val-share, name fewer devices, or validate with nothing: --val-share 0",
+        )
 
 
 @dataclass(frozen=True)

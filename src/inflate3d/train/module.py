@@ -38,10 +38,12 @@ class Learning(L.LightningModule):
     """
 
     score_name = "val_score"
+    val_score: Metric
 
     def __init__(self, model: nn.Module, recipe: Training, total_steps: int) -> None:
         super().__init__()
         self.model, self.recipe, self.total_steps = model, recipe, total_steps
+        self.val_loss: Metric = MeanMetric()
 
     @property
     def val_batch_size(self) -> int:
@@ -56,6 +58,22 @@ class Learning(L.LightningModule):
         """Draw what is drawn in this step from its number, so that a run that goes on draws what it would have."""
         step = self.trainer.current_epoch * 1_000_003 + batch_idx
         torch.manual_seed((self.recipe.seed * 7919 + step) * 1009 + self.global_rank)
+
+    def nothing_scored(self) -> tuple[Tensor, ...]:
+        """Give what the score takes for no sample, where it keeps all of them."""
+        return ()
+
+    def on_validation_epoch_end(self) -> None:
+        """Tell what the validation says; all devices ask at once, for each waits for what the others have counted."""
+        self.val_loss.update(0.0, weight=0.0)  # perhaps this device could read nothing
+        if not self.val_score.update_called and (nothing := self.nothing_scored()):
+            self.val_score.update(*nothing)
+        loss = self.val_loss.compute()
+        if not loss.isnan():  # else no device could read anything
+            self.log("val_loss", loss, prog_bar=True)
+            self.log(self.score_name, self.val_score.compute(), prog_bar=True)
+        self.val_loss.reset()
+        self.val_score.reset()
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Stop where nothing can be learned any more, before the weights are lost."""
@@ -113,8 +131,7 @@ class ClipTask(Learning):
         self.num_classes = num_classes
         self.running = (model if tail is None else tail,)  # in a tuple, since its layers are registered as the model's
         several = recipe.task != "classes"
-        self.val_loss: Metric = MeanMetric()
-        self.val_score: Metric = (
+        self.val_score = (
             MultilabelAveragePrecision(num_classes) if several else MulticlassAccuracy(num_classes, average="micro")
         )
         self.score_name = "val_map" if several else "val_top1"
@@ -180,8 +197,11 @@ class ClipTask(Learning):
             loss = F.binary_cross_entropy_with_logits(logits, target.float())
         self.val_loss.update(loss.detach(), weight=len(clip))
         self.val_score.update(logits, target.long())
-        self.log("val_loss", self.val_loss, prog_bar=True)
-        self.log(self.score_name, self.val_score, prog_bar=True)
+
+    def nothing_scored(self) -> tuple[Tensor, ...]:
+        """Give what the average precision takes for no clip."""
+        nothing = torch.zeros(0, self.num_classes, device=self.device)
+        return () if self.recipe.task == "classes" else (nothing, nothing.long())
 
 
 def to_input(clip: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Training:
             if get_origin(hint) is Literal
         }
         rules |= self.counts("epochs", "batch_size", "accumulate")
-        rules |= self.counts("warmup_steps", "max_steps", "patience", "workers", "save_steps", least=0)
+        rules |= self.counts("warmup_steps", "max_steps", "patience", "workers", "save_steps", "seed", least=0)
         for name in ("lr", "head_lr"):
             rules[name] = ("a number above 0", is_number(getattr(self, name)) and getattr(self, name) > 0)
         for name in ("weight_decay", "clip_norm"):
@@ -217,7 +217,7 @@ class VolumeRecipe(Training):
         noise: Deviation of what is added to values in 0..1.
         brightness: Largest change of values, as a share.
         positive: Share of patches around a voxel of a part; the others lie anywhere. For masks.
-        overlap: Of windows in validation and test.
+        overlap: Of windows in the test, for masks; the validation takes less, which is faster.
 
     The others are those of `Training`.
 
@@ -255,13 +255,23 @@ class VolumeRecipe(Training):
 
     def rules(self) -> Rules:
         """Tell of each value what it may be, and whether it is."""
-        shares = ("zoom", "noise", "brightness", "positive", "overlap")
+        shares = ("zoom", "noise", "brightness")
         spacing, patch = self.spacing_mm, self.patch
         return {
             **super().rules(),
             **self.for_classes(self.task),
             **self.counts("encoder_depth", "first_stride", least=0),
             **{name: ("from 0 to 0.9", is_number(one := getattr(self, name)) and 0 <= one <= 0.9) for name in shares},
+            "overlap": (
+                "from 0 to 0.9, with task mask only",
+                is_number(self.overlap)
+                and 0 <= self.overlap <= 0.9
+                and (self.task == "mask" or self.overlap == VolumeRecipe.overlap),
+            ),
+            "head_lr": (
+                "a number above 0, with task classes only",
+                is_number(self.head_lr) and self.head_lr > 0 and (self.task == "classes" or self.head_lr == 1),
+            ),
             "positive": ("from 0 to 1", is_number(self.positive) and 0 <= self.positive <= 1),
             "decoder_channels": ("whole numbers, 1 or more", all(map(is_count, self.decoder_channels))),
             "channels": ("1 or 3", self.channels in (1, 3)),

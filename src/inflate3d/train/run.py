@@ -24,7 +24,16 @@ from inflate3d.atomic import check_writable, write_text
 from inflate3d.clips.dataset import Splits
 from inflate3d.errors import InflateError, list_faults
 from inflate3d.speed.memory import keep_memory
-from inflate3d.train.checkpoint import KEY, AtomicCheckpoints, describe_run, read_training, recipe_in, weights_in
+from inflate3d.train.checkpoint import (
+    KEY,
+    AtomicCheckpoints,
+    check_data,
+    describe_run,
+    digest_of,
+    read_training,
+    recipe_in,
+    weights_in,
+)
 from inflate3d.train.data import (
     ClipDataset,
     FeatureDataset,
@@ -32,6 +41,7 @@ from inflate3d.train.data import (
     Loader,
     TrainBatches,
     Unreadable,
+    check_validation,
     compute_features,
     decoding_of,
     val_loader,
@@ -47,6 +57,7 @@ KNOWN_WARNINGS = (
     ".*module\\(s\\) in eval mode.*",
     ".*Checkpoint directory.*",
     ".*number of training batches.*",
+    ".*was called before the ``update`` method.*",  # of torchmetrics, about a device that could read nothing
     ".*samples in targets.*",  # of torchmetrics, about a validation that lacks a class
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
 )
@@ -141,10 +152,9 @@ class Keep(Callback):
         """Write the last checkpoint, and the best one if it is better."""
         names = ("train_loss_epoch", "val_loss", module.score_name)
         values = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+        values = {name: value for name, value in values.items() if not math.isnan(value)}  # nothing to be judged by
         self.history.append({"epoch": trainer.current_epoch, "seconds": time.monotonic() - self.began, **values})
         score = values.get(module.score_name)
-        if score is not None and math.isnan(score):  # the validation has nothing to be judged by
-            score = None
         better = score is not None and (self.best is None or score > self.best)
         self.best = score if better else self.best
         if better:
@@ -159,12 +169,14 @@ class Keep(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what a run that goes on has to know."""
-        return {"history": self.history, "best": self.best, "unreadable": self.unreadable.reasons}
+        seconds = time.monotonic() - self.began
+        return {"history": self.history, "best": self.best, "unreadable": self.unreadable.reasons, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again."""
         self.history, self.best = list(state_dict["history"]), state_dict["best"]
         self.unreadable.reasons.update(state_dict["unreadable"])
+        self.began -= state_dict.get("seconds", 0.0)  # older ones do not have it
 
 
 def fit(
@@ -225,9 +237,11 @@ class Run:
         keep_memory()
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, and what a reader of run.json knows
         unreadable = Unreadable(len(splits.train) + len(splits.val), recipe.max_unreadable)
-        self.keep = Keep(folder, describe_run(recipe, splits.class_names, network), unreadable)
+        facts = describe_run(recipe, splits.class_names, network, data=digest_of(splits))
+        self.keep = Keep(folder, facts, unreadable)
         callbacks = _callbacks(recipe, self.keep, bool(splits.val), options)
         self.trainer = L.Trainer(**_trainer_options(recipe, folder, options, callbacks))
+        check_validation(splits, self.trainer.world_size)
 
     def batches(self, count: int, classes: Sequence[int] | None = None) -> TrainBatches:
         """Order so many samples."""
@@ -379,7 +393,7 @@ def check_folder(folder: Path, recipe: Training, splits: Splits, *, resume: bool
     """Find the checkpoint to go on from; refuse to write over another run.
 
     Raises:
-        InflateError: The folder cannot be written, or holds another run.
+        InflateError: The folder cannot be written, or holds another run, or one on other samples.
     """
     last = folder / LAST
     check_writable(last)
@@ -393,7 +407,8 @@ def check_folder(folder: Path, recipe: Training, splits: Splits, *, resume: bool
         )
     if not last.is_file():
         return None
-    found, classes = recipe_in(read_training(last), str(last))
+    checkpoint = read_training(last)
+    found, classes = recipe_in(checkpoint, str(last))
     given, stored = asdict(recipe), asdict(found)
     other = [f"{name}={stored[name]!r}, not {given[name]!r}" for name in given if given[name] != stored[name]]
     other = [fault for fault in other if fault.partition("=")[0] not in MAY_CHANGE]
@@ -407,6 +422,7 @@ def check_folder(folder: Path, recipe: Training, splits: Splits, *, resume: bool
             got="; ".join(other) or f"classes {', '.join(classes)}",
             fix="give the settings it was begun with (run.json has them), or name another folder",
         )
+    check_data(checkpoint, splits, where=str(last))
     return last
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,19 +19,30 @@ from torch import Tensor
 
 from inflate3d.arrays import check_npz
 from inflate3d.atomic import replacing
-from inflate3d.clips.dataset import Listing, Sample, Splits, make_splits
-from inflate3d.clips.tables import MOST_DIGITS, is_index, read_table
+from inflate3d.clips.dataset import (
+    ROW_WORDS,
+    SPLIT_NAMES,
+    Listing,
+    Sample,
+    Splits,
+    class_folders,
+    fold_in,
+    make_splits,
+    row_faults,
+)
+from inflate3d.clips.tables import MOST_DIGITS, read_table
 from inflate3d.clips.volume import MAX_VOXELS, Grid, Volume, resample
 from inflate3d.clips.volume_files import find_volumes, read_volume
 from inflate3d.clips.volume_spec import VolumeSpec, VolumeTask, pad_to, scale
 from inflate3d.errors import InflateError, import_extra, in_a_line, list_faults
+from inflate3d.results.volume_scores import check_mask
 from inflate3d.train.data import SampleDataset
 from inflate3d.train.recipe import VolumeRecipe
 
 Normalized = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
 
-IN_FILE = "#"  # between an .npz file and what is meant of it: scans.npz#train:17
 PARTS = ("train", "val", "test")
+IN_FILE = re.compile(rf"\.npz#({'|'.join(PARTS)}):\d+$")  # one of an .npz file: scans.npz#train:17
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "labelsTr", "masks")
 IMAGE_COLUMNS, MASK_COLUMNS = ("path", "image", "file"), ("mask", "segmentation", "label")
 CHANNEL = "_0000"  # behind the name of a scan, where nnU-Net keeps several
@@ -67,7 +80,10 @@ def read_volume_splits(
     | MedMNIST | .npz with `train_images`, `train_labels`, and likewise `val_` and `test_` |
     | Medical Segmentation Decathlon, nnU-Net | a folder with `images(Tr)` and `labels(Tr)`, perhaps `dataset.json` |
     | table | .csv with `path` and `label` or `mask`, and if you like `split`, `group` and `fold` |
-    | folder of classes | a folder of folders of scans |
+    | folder of classes | a folder of folders of scans; above them there may be `train`, `val`, `test` |
+
+    A mask in a folder has the name of its scan and lies in the same folder below `labels(Tr)`. Folds are drawn by whole
+    groups.
 
     Args:
         path: The folder or the file.
@@ -75,10 +91,10 @@ def read_volume_splits(
         fold: The one to test on; a folder without folds is cut into five, drawn by `seed`.
         val_share: Part of the training held out, where none is named.
         seed: Of what is drawn.
-        class_names: All classes, or parts with the background first, where the list does not name them.
+        class_names: All classes, or parts with the background first, where the list does not name them, or only some.
 
     Raises:
-        InflateError: There is no such list, or it does not fit the task.
+        InflateError: There is no such list, it does not fit the task, or it has classes that are not among the names.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -86,13 +102,15 @@ def read_volume_splits(
     elif path.suffix == ".csv":
         samples, masks, names = _table(path, task, class_names)
     elif task == "mask":
-        samples, masks, names = _decathlon(path)
+        samples, masks, names = _decathlon(path, class_names)
     else:
-        samples, masks, names = _classes(path)
+        samples, masks, names = _classes(path, class_names)
     if fold is not None and all(sample.fold is None for sample in samples):
-        order = np.random.default_rng(seed).permutation(len(samples))
-        samples = [replace(one, fold=int(place) % FOLDS) for one, place in zip(samples, order, strict=True)]
+        samples = _with_folds(samples, seed)
     names = tuple(class_names) or names or _part_names(masks)
+    most = max((label for sample in samples for label in sample.labels), default=0)
+    if most >= len(names):
+        raise _misfit(path, f"numbers of classes below {len(names)}: {', '.join(names)}", f"numbers up to {most}")
     listing = Listing(tuple(samples), names, str(path))
     return VolumeSplits(make_splits(listing, fold=fold, val_share=val_share, seed=seed), masks)
 
@@ -116,7 +134,7 @@ def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, 
             raise _misfit(path, f"{part}_labels from 0 to {10**MOST_DIGITS - 1:,}", f"from {low:,} to {high:,}")
         most = max(most, high)
         for number in range(len(images)):
-            name = f"{path}{IN_FILE}{part}:{number}"
+            name = f"{path}#{part}:{number}"
             classes = () if task == "mask" else (int(labels[number].ravel()[0]),)
             samples.append(Sample(name, classes, split=part))
             if task == "mask":
@@ -125,20 +143,32 @@ def _arrays_list(path: Path, task: VolumeTask) -> tuple[list[Sample], dict[str, 
     return samples, masks, (first, *(f"{word} {number}" for number in range(1, max(most, 1) + 1)))
 
 
-def _decathlon(path: Path) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+def _with_folds(samples: list[Sample], seed: int) -> list[Sample]:
+    """Draw folds, whole groups at a time; a sample without a group is one by itself."""
+    groups = list(dict.fromkeys(sample.group or sample.path for sample in samples))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    folds = {group: int(place) % FOLDS for group, place in zip(groups, order, strict=True)}
+    return [replace(sample, fold=folds[sample.group or sample.path]) for sample in samples]
+
+
+def _decathlon(path: Path, class_names: Sequence[str]) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
     folders = [next((path / name for name in names if (path / name).is_dir()), None) for names in (IMAGES, LABELS)]
     if None in folders:
         raise _misfit(path, f"{' or '.join(IMAGES)}, and {' or '.join(LABELS)}", _listed(path))
-    images, labels = (find_volumes([folder]) for folder in folders if folder)
-    by_name = {_stem(label): label for label in labels}
-    masks = {str(image): str(by_name[_stem(image)]) for image in images if _stem(image) in by_name}
-    alone = [image.name for image in images if str(image) not in masks]
-    if alone or len(masks) < len(images):
-        raise _misfit(path, "a mask of the same name for each scan", list_faults(alone, shown=3))
+    images, labels = ([(_name_below(one, top), one) for one in find_volumes([top])] for top in folders if top)
+    by_name, counts = dict(labels), [Counter(name for name, _ in pairs) for pairs in (images, labels)]
+    faults = [str(image) for name, image in images if name not in by_name]
+    faults += [f"{name} {number} times" for count in counts for name, number in count.items() if number > 1]
+    if faults:
+        raise _misfit(path, "one mask of the same name and folder for each scan", list_faults(faults, shown=3))
     names: tuple[str, ...] = ()
     if (path / "dataset.json").is_file():
         names = _names_in(path / "dataset.json")
-    return [Sample(str(image), ()) for image in images], masks, names
+    moved = [name for name, known in zip(names, class_names, strict=False) if name != known and name in class_names]
+    if moved or (class_names and len(names) > len(class_names)):
+        raise _misfit(path / "dataset.json", f"the parts {', '.join(class_names)}, in this order", ", ".join(names))
+    masks = {str(image): str(by_name[name]) for name, image in images}
+    return [Sample(image, ()) for image in masks], masks, names
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
@@ -166,26 +196,40 @@ def _table(
         raise _misfit(path, words, list_faults(missing, shown=3) if missing else ", ".join(columns) or "no rows")
     names = tuple(class_names) or (() if task == "mask" else tuple(sorted({row[what] for row in rows})))
     strange = [row[what] for row in rows if task == "classes" and row[what] not in names]
+    strange += [fault for row in rows for fault in row_faults(row[where], row.get("split", ""), row.get("fold", ""))]
     if strange:
-        raise _misfit(path, f"labels among {', '.join(names)}", list_faults(strange, shown=3))
+        words = f"labels among {', '.join(names)}; {ROW_WORDS}" if task == "classes" else ROW_WORDS
+        raise _misfit(path, words, list_faults(strange, shown=3))
+    times = Counter(row[where] for row in rows)
+    twice = [f"{image} {number} times" for image, number in times.items() if number > 1]
+    if twice and task == "mask":
+        raise _misfit(path, "one mask for each scan", list_faults(twice, shown=3))
     samples, masks = [], {}
     for row in rows:
         image = str(path.parent / row[where])
-        fold = row.get("fold", "")
         labels = () if task == "mask" else (names.index(row[what]),)
-        number = int(fold) if is_index(fold) else None
-        samples.append(Sample(image, labels, row.get("group", ""), row.get("split", ""), number))
+        split = SPLIT_NAMES.get(row.get("split", "").lower(), "")
+        samples.append(Sample(image, labels, row.get("group", ""), split, fold_in(row.get("fold", ""))))
         if task == "mask":
             masks[image] = str(path.parent / row[what])
     return samples, masks, names
 
 
-def _classes(path: Path) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
-    folders = sorted(item for item in path.iterdir() if item.is_dir()) if path.is_dir() else []
-    if len(folders) < 2:
+def _classes(path: Path, class_names: Sequence[str]) -> tuple[list[Sample], dict[str, str], tuple[str, ...]]:
+    folders = class_folders(path) if path.is_dir() else []
+    found = sorted({folder.name for folder, _ in folders})
+    if len(found) < (1 if class_names else 2):
         raise _misfit(path, "a folder of scans for each class, a .csv, or an .npz", _listed(path))
-    samples = [Sample(str(scan), (number,)) for number, folder in enumerate(folders) for scan in find_volumes([folder])]
-    return samples, {}, tuple(folder.name for folder in folders)
+    names = tuple(class_names) or tuple(found)
+    strange = [name for name in found if name not in names]
+    if strange:
+        raise _misfit(path, f"folders among {', '.join(names)}", list_faults(strange, shown=3))
+    samples = [
+        Sample(str(scan), (names.index(folder.name),), split=SPLIT_NAMES.get(split.lower(), ""))
+        for folder, split in folders
+        for scan in find_volumes([folder])
+    ]
+    return samples, {}, names
 
 
 def _part_names(masks: Mapping[str, str]) -> tuple[str, ...]:
@@ -193,9 +237,10 @@ def _part_names(masks: Mapping[str, str]) -> tuple[str, ...]:
     return ("background", *(f"part {number}" for number in range(1, max(most, 1) + 1)))
 
 
-def _stem(path: Path) -> str:
+def _name_below(path: Path, folder: Path) -> str:
+    """Name a scan as its mask is named: by its place in the folder, since patients may have scans of one name."""
     name = path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]  # a folder of DICOM files
-    return name.removesuffix(CHANNEL)
+    return str(path.relative_to(folder).parent / name.removesuffix(CHANNEL))
 
 
 def _listed(path: Path) -> str:
@@ -224,7 +269,7 @@ def _arrays(path: str) -> dict[str, NDArray[Any]]:
 
 def load_scan(path: str) -> Volume:
     """Read a scan, turned: a file, or one of an .npz, whose voxels count as cubes of 1 mm."""
-    return _item(path, "images") if IN_FILE in path else read_volume(path)
+    return _item(path, "images") if IN_FILE.search(path) else read_volume(path)
 
 
 def load_mask(path: str) -> Volume:
@@ -233,7 +278,7 @@ def load_mask(path: str) -> Volume:
     Raises:
         InflateError: Its values are no numbers of parts.
     """
-    mask = _item(path, "labels") if IN_FILE in path else read_volume(path)
+    mask = _item(path, "labels") if IN_FILE.search(path) else read_volume(path)
     whole = mask.data.round()
     if not torch.equal(whole.double(), mask.data.double()) or whole.min() < 0 or whole.max() > 255:
         raise InflateError(
@@ -247,7 +292,7 @@ def load_mask(path: str) -> Volume:
 
 
 def _item(path: str, what: str) -> Volume:
-    file, _, place = path.rpartition(IN_FILE)
+    file, _, place = path.rpartition("#")
     part, _, number = place.partition(":")
     voxels = torch.from_numpy(_arrays(file)[f"{part}_{what}"][int(number)])[None]
     depth, height, width = voxels.shape[1:]
@@ -315,7 +360,7 @@ class VolumePatches(SampleDataset):
     def scaled(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
         """Give a scan `[1, d, h, w]` in 0..1 at the network's spacing, and its mask likewise."""
         path = self.data.masks.get(sample.path) if self.spec.task == "mask" else None
-        if IN_FILE in sample.path:
+        if IN_FILE.search(sample.path):
             image = scale(load_scan(sample.path), self.spec)
             return image.data, None if path is None else self.mask(path, image)
         kept = self.folder / f"{_digest(sample.path, path, self.spec)}.npz"
@@ -334,16 +379,7 @@ class VolumePatches(SampleDataset):
             InflateError: It lies elsewhere, or has parts that nobody named.
         """
         mask = resample(load_mask(path), self.spec.spacing_mm, sampling="nearest")
-        count, near = len(self.spec.class_names), min(self.spec.spacing_mm) / 2
-        apart = np.abs(mask.grid.affine - image.grid.affine).max()
-        if mask.grid.shape != image.grid.shape or apart > near or int(mask.data.max()) >= count:
-            raise InflateError(
-                "a mask does not fit its scan",
-                where=path,
-                expected=f"voxels {list(image.grid.shape)} in the same place, numbers below {count}",
-                got=f"{list(mask.grid.shape)}, {apart:.2f} mm apart, numbers up to {int(mask.data.max())}",
-                fix="write masks on the voxels of their scans; name all parts with --labels",
-            )
+        check_mask(mask, image.grid, len(self.spec.class_names), where=path)
         return mask.data
 
     def view(self, image: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:

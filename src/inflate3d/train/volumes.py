@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC
+from torchmetrics.utilities import dim_zero_cat
 
 from inflate3d.clips.volume_spec import VolumeSpec, to_channels
 from inflate3d.errors import InflateError, import_extra, list_faults
@@ -133,6 +134,30 @@ def start_from(model2d: nn.Module, path: Path) -> None:
     model2d.load_state_dict({**wanted, **fits})
 
 
+class OccurringAUROC(MulticlassAUROC):
+    """Average the area under the ROC curve, of each class against the others, over classes that occur.
+
+    Torchmetrics counts a class that does not as 0. NaN if fewer than two occur.
+
+    Args:
+        num_classes: All of them.
+
+    Example:
+        >>> area = OccurringAUROC(3)
+        >>> area.update(torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]), torch.tensor([0, 1]))
+        >>> area.compute()
+        tensor(1.)
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average=None)
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as its own class does
+        """Average what is known."""
+        classes = dim_zero_cat(self.target).unique()
+        return super().compute()[classes].mean() if len(classes) > 1 else torch.tensor(torch.nan, device=self.device)
+
+
 class VolumeTask(Learning):
     """A network that learns to classify scans or to segment them.
 
@@ -147,15 +172,16 @@ class VolumeTask(Learning):
         self.recipe: VolumeRecipe
         spec = model.volume_spec
         assert isinstance(spec, VolumeSpec)
-        self.spec, self.val_loss, count = spec, MeanMetric(), len(spec.class_names)
+        self.spec, count = spec, len(spec.class_names)
         if spec.task == "mask":
             losses = import_extra("monai.losses", "volume", where="training")
             metrics = import_extra("monai.metrics", "volume", where="training")
             self.dice_loss: Callable[..., Tensor] = losses.DiceCELoss(to_onehot_y=True, softmax=True)
             self.dice = metrics.DiceMetric(include_background=False, num_classes=count, ignore_empty=False)
+            self.val_score = MeanMetric()
             self.score_name = "val_dice"
         else:
-            self.val_score = MulticlassAUROC(count)
+            self.val_score = OccurringAUROC(count)
             self.score_name = "val_auc"
 
     @property
@@ -165,7 +191,7 @@ class VolumeTask(Learning):
 
     def head(self) -> nn.Module | None:
         """Find the last layer of a classifier, which may learn at a rate of its own."""
-        if self.spec.task == "mask" or self.recipe.head_lr == 1.0:
+        if self.recipe.head_lr == 1.0:
             return None
         return head_of(self.model, len(self.spec.class_names))[1]
 
@@ -203,20 +229,18 @@ class VolumeTask(Learning):
             logits = self(clip)
             self.val_loss.update(F.cross_entropy(logits, target).detach(), weight=len(clip))
             self.val_score.update(logits.softmax(1), target)
-            self.log("val_loss", self.val_loss, prog_bar=True)
-            self.log(self.score_name, self.val_score, prog_bar=True)
             return
         slide = import_extra("monai.inferers", "volume", where="training").sliding_window_inference
         logits = slide(clip, self.spec.patch, 1, self, overlap=VAL_OVERLAP, mode="gaussian")
-        self.dice(logits.argmax(1, keepdim=True), target)
+        dice = self.dice(logits.argmax(1, keepdim=True), target).mean(1)
+        self.dice.reset()  # MONAI would gather from all devices, and wait for one that could read nothing
+        self.val_score.update(dice)
+        self.val_loss.update(1 - dice)
 
-    def on_validation_epoch_end(self) -> None:
-        """Average Dice over scans and parts."""
-        if self.spec.task == "mask" and self.dice.get_buffer() is not None:
-            dice = self.dice.aggregate().item()
-            self.dice.reset()
-            self.log("val_loss", 1 - dice)
-            self.log(self.score_name, dice, prog_bar=True)
+    def nothing_scored(self) -> tuple[Tensor, ...]:
+        """Give what the area takes for no scan."""
+        nothing = torch.zeros(0, len(self.spec.class_names), device=self.device)
+        return () if self.spec.task == "mask" else (nothing, nothing.argmax(1))
 
 
 def fit_volumes(

@@ -558,6 +558,40 @@ def test_masks_and_foreign_keys_are_refused():
         layer(x, x, x, torch.zeros(2, 10).bool())
 
 
+class Encoder(nn.Module):
+    """torch's encoder, which calls no layer of its own when nobody wants gradients."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.stem, self.encoder = nn.Conv2d(3, 8, 4, 4), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.encoder(self.stem(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_attention_in_torchs_encoder_sees_all_frames_without_gradients_too():
+    model2d = restless(Encoder())
+    model3d = inflate(model2d, "joint", example=torch.zeros(1, 3, 12, 16), time_pool="none")
+    clip = torch.randn(2, 3, 4, 12, 16, generator=torch.Generator().manual_seed(2)).double()
+    wanted = model3d(clip)
+    for one in (model3d, copy.deepcopy(model3d), pickle.loads(pickle.dumps(model3d))):
+        with torch.inference_mode():
+            torch.testing.assert_close(one(clip), wanted.detach())
+    assert prove(model2d, model3d, lengths=(3,)).holds
+    flat = deflate(model3d)
+    assert not any(module._forward_pre_hooks for module in flat.modules())
+    torch.testing.assert_close(flat(clip[:, :, 0]), model2d(clip[:, :, 0]))
+
+
+def test_the_proof_sees_attention_that_is_passed_by_without_gradients(monkeypatch):
+    monkeypatch.setattr(attention.JointMultihead, "take_over", classmethod(JointAttention.take_over.__func__))
+    model2d = restless(Encoder())
+    proof = prove(model2d, inflate(model2d, "joint", example=torch.zeros(1, 3, 12, 16)), lengths=(3,))
+    assert not proof.holds
+    assert "without gradients it answers otherwise" in str(proof)
+
+
 def test_attention_with_keys_beside_the_tokens_stays_per_frame():
     class Net(nn.Module):
         def __init__(self):

@@ -42,11 +42,10 @@ def test_a_model_stays_as_it_was_and_a_wrong_clip_is_refused():
 class DependsOnValues(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv, self.scale = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        y = self.conv(x)
-        return y * float(y.abs().max())
+        return self.conv(x) * float(self.scale)
 
 
 def test_what_shapes_cannot_tell_is_told_with_what_to_type():
@@ -82,6 +81,19 @@ def test_it_is_timms_rule_and_timms_models_know_their_new_input():
 def test_a_model_that_begins_otherwise_is_refused():
     with pytest.raises(InflateError, match="does not begin with a convolution"):
         with_input_channels(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 1, example=torch.zeros(1, 3, 2, 2))
+
+
+def test_a_second_layer_on_the_picture_is_told():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.first(x) + self.second(x)
+
+    with pytest.raises(InflateError, match=r"model does not run(.|\n)*one convolution alone takes the picture"):
+        with_input_channels(Two(), 1, example=PICTURE)
 
 
 def test_cost_takes_no_memory_for_weights(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from inflate3d import (
     InflateError,
+    Insert,
     Plan,
     Rule,
     build,
@@ -50,13 +52,40 @@ def test_the_plan_of_a_shallower_resnet_is_refused():
         build(plan, torchvision.models.resnet34())
 
 
-@pytest.mark.parametrize("idle", [{"profile": "center"}, {"example": PICTURE}, {"foo": 1}])
+@pytest.mark.parametrize("idle", [{"profile": "center"}, {"example": PICTURE}])
 def test_a_finished_plan_takes_rules_and_inserts_alone(idle):
     plan = make_plan(net(), example=PICTURE)
     assert inflate(net(), plan, rules={"0": Rule(time_kernel=5)}).plan.layers[0].time_kernel == 5
     with pytest.raises(InflateError, match="finished plan") as caught:
         inflate(net(), plan, **idle)
     assert caught.value.got == next(iter(idle))
+
+
+@pytest.mark.parametrize(("name", "meant"), [("profil", "profile"), ("rule", "rules"), ("insert", "inserts")])
+def test_keywords_that_nothing_heeds_are_refused(name, meant):
+    for run in (
+        lambda: make_plan(net(), "video", example=PICTURE, **{name: None}),
+        lambda: inflate(net(), "video", example=PICTURE, **{name: None}),
+        lambda: inflate(net(), make_plan(net(), example=PICTURE), **{name: None}),
+    ):
+        with pytest.raises(InflateError, match=rf"no such keyword(.|\n)*did you mean {meant},"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"rules": {"0": {"time_kernel": 3}}}, "these are no rules"),
+        ({"rules": {0: Rule(time_kernel=3)}}, "these are no rules"),
+        ({"rules": [Rule(time_kernel=3)]}, "these are no rules"),
+        ({"inserts": "0"}, "these are no inserts"),
+        ({"inserts": Insert("0", "time_pool")}, "these are no inserts"),
+    ],
+)
+def test_rules_and_inserts_are_those_of_a_plan(asked, message):
+    for plan in ("video", make_plan(net(), example=PICTURE)):
+        with pytest.raises(InflateError, match=message):
+            inflate(net(), plan, **({"example": PICTURE} if plan == "video" else {}), **asked)
 
 
 @pytest.mark.parametrize("preset", ["video", "frames", "tsm"])
@@ -140,6 +169,44 @@ def test_more_outputs_in_training_get_their_time_as_well():
     assert model3d.eval()(clip).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("in_eval", "shape"),
+    [
+        (lambda y: y.argmax(1), (2, 4, 3, 11, 13)),
+        (lambda y: y.mean((2, 3)), (2, 4, 3, 11, 13)),
+    ],
+)
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_another_form_in_training_gets_its_time_as_well(in_eval, shape, trained_before):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x) if self.training else in_eval(self.conv(x))
+
+    model3d = inflate(Net().train(trained_before), example=PICTURE)
+    clip = torch.rand(2, 3, 3, 11, 13)
+    assert model3d.train()(clip).shape == shape
+    assert model3d.eval()(clip).shape in {(2, 3, 11, 13), (2, 4)}
+    assert model3d.train()(clip).shape == shape
+
+
+def test_what_is_none_in_eval_has_its_time_in_training():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y.mean((2, 3)), y if self.training else None
+
+    model3d = inflate(Net(), example=PICTURE)
+    assert model3d.train()(torch.rand(2, 3, 3, 11, 13))[1].shape == (2, 4, 3, 11, 13)
+
+
 def test_numbers_among_the_arguments_cost_no_new_look_at_the_output():
     model3d = inflate(Extra(), example=PICTURE).eval()
     clip = torch.rand(1, 3, 2, 11, 13)
@@ -201,3 +268,75 @@ def test_a_damaged_plan_is_told_once(where, value, message):
         inflate(net(), Plan.from_json(json.dumps(document)))
     assert message in str(caught.value)
     assert str(caught.value).count("expected:") == 1
+
+
+class Does(nn.Module):
+    """What `make` makes of pictures, and a convolution of that."""
+
+    def __init__(self, make, channels=3):
+        super().__init__()
+        self.make, self.conv = make, nn.Conv2d(channels, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.make(x))
+
+
+@pytest.mark.parametrize("side", [9, 120])
+@pytest.mark.parametrize("mix", [lambda x: x - x.mean(), lambda x: x / x.std(), lambda x: x / x.amax()])
+def test_pictures_that_depend_on_the_batch_are_noticed_at_any_size(mix, side):
+    with pytest.raises(InflateError, match="depends on the other pictures"):
+        make_plan(Does(mix), example=torch.rand(1, 3, side, side))
+
+
+def test_pictures_have_values_that_the_model_takes():
+    table = nn.Embedding(256, 2)
+    looks_up = Does(lambda x: table((x * 255).long()).movedim(-1, 1).flatten(1, 2), channels=6)
+    for model2d in (Does(lambda x: x.pow(1 / 2.2)), looks_up, Does(lambda x: (x - 20).log())):
+        low, high = (21, 90) if model2d.conv.in_channels == 3 else (0, 1)
+        example = torch.linspace(low, high, 3 * 11 * 13).view(1, 3, 11, 13)
+        assert make_plan(model2d, example=example).looks_through_time
+    with pytest.raises(InflateError, match=r"is not a number(.|\n)*NaN"):
+        make_plan(Does(lambda x: (x - 20).log()), example=PICTURE)
+
+
+def test_a_compiled_model_is_what_was_compiled():
+    model2d = net(more=True).eval()
+    model3d = inflate(torch.compile(model2d, backend="eager"), example=PICTURE).eval()
+    assert [layer.path for layer in model3d.plan] == ["0", "2"]
+    picture = torch.rand(2, 3, 11, 13)
+    torch.testing.assert_close(model3d(picture.unsqueeze(2).repeat(1, 1, 4, 1, 1))[:, :, 2], model2d(picture))
+
+
+class Remembers(nn.Module):
+    """Answers by what a hook has stored in the model that the hook was made for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.stored = nn.Conv2d(3, 5, 3), {}
+        self.conv.register_forward_hook(lambda _, args, output: self.stored.update(map=output))
+
+    def forward(self, x):
+        self.conv(x)
+        return self.stored["map"].mean((2, 3))
+
+
+def test_models_held_together_by_closures_are_refused():
+    remembers, patched = Remembers(), net()
+    remembers(PICTURE)
+    forward = patched.forward
+    patched.forward = lambda x: forward(x).softmax(1)
+    for model2d, why in ((remembers, "does not grow with the batch"), (patched, "uses the model's own weights")):
+        with pytest.raises(InflateError, match=rf"{why}(.|\n)*take the model from the hook"):
+            make_plan(model2d, example=PICTURE)
+
+
+def test_what_cannot_be_copied_or_has_no_weights_is_told():
+    model2d = net(more=True)
+    model2d[0].lock = threading.Lock()
+    with pytest.raises(InflateError, match=r"0, attribute lock: the model cannot be copied(.|\n)*cannot pickle"):
+        inflate(model2d, example=PICTURE)
+    lazy = nn.Sequential(nn.LazyConv2d(5, 3), nn.ReLU())
+    with pytest.raises(InflateError, match=r"no weights yet(.|\n)*0.weight; 0.bias(.|\n)*run it once"):
+        inflate(lazy, example=PICTURE)
+    lazy(PICTURE)
+    assert inflate(lazy, example=PICTURE).plan.looks_through_time

@@ -235,3 +235,25 @@ def test_strides_in_time_do_not_fit_kernels_that_each_picture_weighs():
     with pytest.raises(InflateError, match="branches of the model that meet have different lengths"):
         inflate(model2d, "i3d", example=torch.zeros(1, 3, 64, 64))
     assert make_plan(model2d, example=torch.zeros(1, 3, 64, 64)).looks_through_time
+
+
+class Styled(nn.Conv2d):
+    def forward(self, style, x):
+        return super().forward(x) * style[:, :, None, None]
+
+
+def test_a_convolution_that_is_given_a_style_first_mixes_its_map():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.style, self.styled = nn.Conv2d(3, 8, 1), nn.Linear(8, 4), Styled(8, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.styled(self.style(x.mean((2, 3))), x)
+
+    model2d = Net().eval()
+    model3d = inflate(model2d, example=PICTURE)
+    assert model3d.plan.layers[1].action == "inflate"
+    proof = prove(model2d, model3d, lengths=(3,))
+    assert proof.holds, str(proof)

@@ -61,6 +61,33 @@ def test_a_still_clip_stays_still_while_a_network_with_stochastic_depth_trains()
     assert not torch.allclose(answer[0], answer[1:])
 
 
+class DropPath(nn.Module):
+    """Stochastic depth as many copy it into their code, here for maps alone."""
+
+    def forward(self, x):
+        return x.div(0.5) * torch.empty(x.shape[0], 1, 1, 1).bernoulli_(0.5) if self.training else x
+
+
+class LearnedDropPath(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_stochastic_depth_of_your_own_drops_whole_clips():
+    model2d = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DropPath()).train()
+    model3d = inflate(model2d, example=PICTURE)
+    assert [layer.action for layer in model3d.plan] == ["inflate", "drop"]
+    dropped = model3d(torch.randn(50, 3, 3, 17, 13)).abs().amax((1, 3, 4)) == 0
+    assert 0 < dropped.sum() < 150
+    assert torch.equal(dropped.all(1), dropped.any(1))
+    plan = make_plan(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), LearnedDropPath()), example=PICTURE)
+    assert plan.layers[-1].reason == "it may drop single frames of a clip in training"
+
+
 @pytest.mark.filterwarnings("ignore:dropout2d. Received a 3D input")
 @pytest.mark.parametrize("drop", [nn.Dropout2d(0.4), nn.FeatureAlphaDropout(0.4)], ids=["plain", "alpha"])
 @pytest.mark.parametrize("tokens", [False, True])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import Residual, randomize
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -284,3 +285,82 @@ def test_one_adapter_may_serve_two_types():
     finally:
         for type2d in (Bright, Dark):
             adapters.ADAPTERS.pop(type2d)
+
+
+@pytest.mark.parametrize("time_pool", ["mean", "max", "none"])
+def test_every_pooling_over_time_can_be_proved(time_pool):
+    model2d = randomize(Residual())
+    proof = prove(model2d, inflate(model2d, example=PICTURE, time_pool=time_pool), lengths=(3,))
+    assert proof.holds, str(proof)
+
+
+class Scaled(Gives):
+    """Gives what does not grow with the batch as well."""
+
+    def __init__(self, rows=lambda x: 7):
+        super().__init__(lambda y: y.mean((2, 3)))
+        self.scale, self.rows = nn.Parameter(torch.tensor([2.0, -float("inf")])), rows
+
+    def forward(self, x):
+        return super().forward(x), self.scale, self.rows(x), "words", None
+
+
+def test_outputs_that_do_not_grow_with_the_batch_are_compared():
+    model2d = Scaled()
+    model3d = inflate(model2d, example=PICTURE)
+    proof = prove(model2d, model3d, lengths=(3,))
+    assert proof.holds, str(proof)
+    model3d.net.scale.data[0] = 3.0
+    assert not prove(model2d, model3d, lengths=(3,)).checks[1].holds
+    counts = Scaled(len)
+    proof = prove(counts, inflate(counts, example=PICTURE), lengths=(3,))
+    assert not proof.checks[0].holds
+    assert "first differs at no layer, but the output" in str(proof)
+
+
+class Blurred(Gives):
+    def __init__(self):
+        super().__init__(lambda y: y.mean((2, 3)))
+        self.kernel = torch.full((12, 1, 3, 3), 1 / 9)
+
+    def forward(self, x):
+        return self.make(F.conv2d(self.conv(x), self.kernel, padding=1, groups=12))
+
+
+MAKE_NUMBERS = {
+    "a kernel that is no buffer": Blurred,
+    "a grid": lambda: Gives(
+        lambda y: F.grid_sample(
+            y, torch.stack([torch.linspace(-0.9, 0.9, 5)] * 2, -1).expand(len(y), 1, 5, 2), align_corners=False
+        )
+    ),
+    "a matrix": lambda: Gives(lambda y: torch.einsum("nchw,wk->nck", y, torch.ones(17, 2))),
+}
+
+
+@pytest.mark.parametrize("make", MAKE_NUMBERS.values(), ids=MAKE_NUMBERS)
+def test_models_that_make_numbers_of_their_own_are_proved_in_float64(make):
+    model2d = make()
+    proof = prove(model2d, inflate(model2d, example=PICTURE), lengths=(3,))
+    assert proof.holds, str(proof)
+    assert proof.checks[0].limit == 1e-9
+    assert proof.not_claimed == ()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_models_that_name_float32_are_proved_in_float32_and_it_is_said():
+    class Single(Gives):
+        def __init__(self):
+            super().__init__(lambda y: F.layer_norm(y.float(), y.shape[2:]))
+            self.norm, self.last = nn.BatchNorm2d(12), nn.Conv2d(12, 4, 3)
+
+        def forward(self, x):
+            return self.last(self.norm(super().forward(x))).mean((2, 3))
+
+    model2d = randomize(Single())
+    proof = prove(model2d, inflate(model2d, example=PICTURE), lengths=(3,))
+    assert proof.holds, str(proof)
+    assert "does not run in float64 (RuntimeError" in proof.not_claimed[0]
+    assert "float64" not in "".join(check.law + check.where for check in proof.checks)
+    assert str(proof).splitlines()[0].endswith("PROVED")
+    assert torch.get_default_dtype() == torch.float32

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from laws import check_still, frames_seen, gradients, repeat_ends, still
 from small_models import randomize
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from inflate3d import InflateError, Rule, build, deflate, inflate, make_plan, prove
@@ -371,6 +372,37 @@ def test_a_weight_that_serves_a_layer_and_a_call_stays_what_it_is():
     model3d.net.encoder.forward = lambda x: x.repeat(1, 2, 1, 1)
     with pytest.raises(InflateError, match=r"a weight that has become 3D(.|\n)*\[6, 3, 1, 3, 3\]"):
         model3d(torch.zeros(1, 3, 3, 9, 7).double())
+
+
+class ReadsItsKernel(nn.Module):
+    """Demodulates by a layer's kernel, from outside of it; `quietly` asks for its type alone."""
+
+    def __init__(self, quietly):
+        super().__init__()
+        self.quietly = quietly
+        self.first, self.second = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)
+
+    def forward(self, x):
+        kernel = self.second.weight
+        y = self.second(self.first(x.to(kernel).to(kernel.dtype)))
+        return y if self.quietly else y * kernel.detach().pow(2).sum((1, 2, 3)).rsqrt()[:, None, None]
+
+
+@pytest.mark.parametrize("quietly", [True, False])
+def test_a_kernel_that_code_reads_outside_of_its_layer_stays_2d(quietly):
+    model2d = ReadsItsKernel(quietly).double()
+    model3d = inflate(model2d, example=PICTURE)
+    reasons = {layer.path: (layer.time_kernel, layer.reason) for layer in model3d.plan}
+    why = (3, "") if quietly else (1, "its weight is used by pow() in the model too")
+    assert reasons == {"first": (3, ""), "second": why}
+    check_still(model2d, model3d)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_layer_that_remakes_its_kernel_is_no_other_user(norm):
+    model2d = nn.Sequential(norm(nn.Conv2d(3, 5, 3, padding=1)), nn.ReLU())
+    plan = make_plan(model2d, example=PICTURE)
+    assert [(layer.time_kernel, layer.reason) for layer in plan] == [(3, "")]
 
 
 def test_calls_have_no_place_for_a_random_kernel():

@@ -52,6 +52,19 @@ def chain(*parts):
     return lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *parts)
 
 
+class TwoLevels(nn.Module):
+    """Gives a coarse map as it is and made larger: steps of one frame, and of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up = nn.Upsample(scale_factor=4)
+
+    def forward(self, x):
+        coarse = self.second(torch.relu(self.first(x)))
+        return self.up(coarse), coarse
+
+
 STRIDED = {"*": Rule(time_stride=2)}
 RIGHT = {
     "no strides": (Residual, "video", {}),
@@ -85,6 +98,13 @@ def test_plans_that_are_carried_out_rightly_pass(make, preset, planning):
     assert all(found.values()), found
     assert OWN in found
     assert (len(found) == 1) is (preset == "frames")
+
+
+@pytest.mark.parametrize("preset", ["i3d", "isotropic"])
+def test_steps_of_two_levels_are_counted_by_what_strides_can_give(preset):
+    """Twelve frames in three steps could be steps of three frames, or of four; strides give four."""
+    found = sights(TwoLevels(), preset)
+    assert all(found.values()), found
 
 
 def test_the_laws_are_those_that_the_kinds_of_layers_set():

@@ -214,3 +214,21 @@ def test_arguments_as_long_as_the_batch_are_refused():
     model3d = inflate(Gives(lambda y, labels=None: y if labels is None else y[:, 0] - labels), example=PICTURE)
     with pytest.raises(InflateError, match=r"with these arguments(.|\n)*for 3 pictures(.|\n)*such as labels="):
         model3d(moving(), labels=torch.zeros(2, 13, 17))
+
+
+def test_weights_of_attention_over_time_are_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            answer, weights = self.attention(x, x, x)
+            return answer.mean(1), weights
+
+    model2d = Net().eval()
+    model3d = inflate(model2d, "joint", example=PICTURE)
+    for run in (lambda: model3d(moving()), lambda: prove(model2d, model3d)):
+        with pytest.raises(InflateError, match=r"another structure(.|\n)*no tensor(.|\n)*attention over time"):
+            run()

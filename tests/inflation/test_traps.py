@@ -153,6 +153,26 @@ def test_windows_in_the_batch_find_their_frames():
     check_still(model2d, model3d, (2, 3, 16, 24))
 
 
+class WindowsOfTwoViews(Windowed):
+    """Cuts a picture and its mirror image: the rows stand by view, picture and window."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return super().forward(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)
+
+
+def test_rows_of_an_order_that_nothing_describes_stay_per_frame():
+    model2d = WindowsOfTwoViews().double()
+    model3d = inflate(model2d, example=torch.zeros(1, 3, 16, 24))
+    why = "the rows of its batch stand neither picture by picture nor part by part"
+    assert [(layer.time_kernel, layer.reason) for layer in model3d.plan] == [(3, ""), (1, why)]
+    check_still(model2d, model3d, (2, 3, 16, 24))
+
+
 @pytest.mark.parametrize("planned", [8, 16])
 def test_pictures_of_another_size_with_more_windows_are_exact_or_refused(planned):
     model2d = Windowed().double()

@@ -217,7 +217,7 @@ def test_scores_of_masks():
     assert scores["bright"].low < 5 / 6 < scores["bright"].high
     told = json.loads(found.to_json())
     assert told["dice"]["a"] == [1.0, None] and [one["source"] for one in told["failures"]] == ["c", "d"]
-    assert "a part that nobody named" in told["failures"][1]["reason"]
+    assert "name all parts with --labels" in told["failures"][1]["reason"]
     with pytest.raises(InflateError, match="nothing to compare masks with"):
         score_masks(model, ["c"], lambda name: (read_volume(name), truth))
     values = np.random.default_rng(0).random(200)

@@ -53,6 +53,16 @@ def test_a_copy_shares_memory_until_it_owns_its_values():
         assert torch.equal(value, wanted[name])
 
 
+def test_a_weight_that_the_last_run_left_behind_is_copied():
+    with pytest.warns(FutureWarning):
+        model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 5)))
+    x = torch.rand(2, 3)
+    wanted = model(x)  # with gradients: a weight that torch does not copy
+    copied = copy_sharing(model)
+    torch.testing.assert_close(copied(x), wanted)
+    assert copied[0].weight_v.data_ptr() == model[0].weight_v.data_ptr()
+
+
 @pytest.mark.skipif(not resident_bytes(), reason="the system does not say")
 def test_memory_that_is_taken_is_held_and_given_back():
     give_back_memory()  # what other tests have freed would be taken first

@@ -389,6 +389,21 @@ def test_an_output_used_twice_keeps_its_layers_with_a_warning():
     torch.testing.assert_close(fast(clip), model(clip))
 
 
+def test_code_that_reads_what_a_layer_holds_keeps_its_layers_with_a_warning():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4)
+
+        def forward(self, x):
+            return (self.bn(self.conv(x)) * self.bn.weight.view(1, -1, 1, 1, 1)).mean((2, 3, 4))
+
+    model, clip = lively(Reads()), torch.rand(1, 3, 4, 9, 7)
+    with pytest.warns(InflateWarning, match="reads what a layer holds; its layers stay as they were"):
+        optimized = optimize(model, example=clip)
+    assert difference(optimized(clip), model(clip)) < 1e-6
+
+
 def test_compiled_is_the_same_and_stays_compiled_when_copied(monkeypatch):
     used = []
 

@@ -104,7 +104,7 @@ MODELS = {
         torchvision.models.googlenet(aux_logits=False, init_weights=False),
         "i3d",
         example=torch.zeros(1, 3, 64, 64),
-        padding="zeros",
+        rules={"*.conv": Rule(padding="zeros")},
     ),
     "efficientnet, causal": lambda: inflate(timm.create_model("tf_efficientnet_b0"), "causal"),  # gates by frame
     "convnext, video": lambda: inflate(timm.create_model("convnext_atto"), "video"),
@@ -210,6 +210,57 @@ def test_code_that_changes_tensors_in_place_is_refused(kind):
     model = inflate(kind(), example=torch.zeros(1, 3, 9, 11)).eval()
     with pytest.raises(InflateError, match="in a way that cannot wait"), torch.inference_mode():
         Stream(model)(torch.randn(1, 3, 8, 9, 11))
+
+
+class ReadsTheBatch(nn.Module):
+    """Asks how many pictures there are before a convolution gives its frames, some of them later."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Parameter(torch.rand(1, 1, 8))
+
+    def forward(self, x):
+        return self.conv(x).reshape(x.shape[0], 8, -1).mean(-1)
+
+
+class Views(ReadsTheBatch):
+    def forward(self, x):
+        return self.conv(x).view(x.shape[0], 8, -1).mean(-1)
+
+
+class AddsATokenToEach(ReadsTheBatch):
+    def forward(self, x):
+        tokens = self.conv(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1).mean(1)
+
+
+@pytest.mark.parametrize("kind", [ReadsTheBatch, Views, AddsATokenToEach])
+@pytest.mark.parametrize(("num_clips", "num_frames"), [(1, 64), (2, 4), (2, 2), (1, 2)])
+def test_code_that_reads_the_batch_ahead_of_a_convolution_is_refused(kind, num_clips, num_frames):
+    """Pieces of two frames have one after the convolution, and two rows could be two for each frame."""
+    model = inflate(kind(), example=torch.zeros(1, 3, 16, 16)).eval()
+    video = torch.randn(num_clips, 3, num_frames, 16, 16)
+    with torch.inference_mode():
+        assert_alike(steps_of(model, video, num_frames).mean(1), model(video))  # the whole at once is right
+        with pytest.raises(InflateError, match="in a way that cannot wait"):
+            Stream(model)(video)
+
+
+class ReadsTheBatchInTime(ReadsTheBatch):
+    """Merges and parts rows, all of them of the map they are made of."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y.reshape(1, y.shape[0] * 8, *y.shape[2:]).view(y.shape[0] * 2, 4, -1)
+        return y.view(-1, 8, y.shape[-1]).mean(-1)
+
+
+def test_rows_that_are_merged_and_parted_are_streamed():
+    model = inflate(ReadsTheBatchInTime(), example=torch.zeros(1, 3, 16, 16), time_pool="none").eval()
+    video = torch.randn(2, 3, 7, 16, 16)
+    for size in (1, 2, 3):
+        with torch.inference_mode():
+            assert_alike(steps_of(model, video, size), model(video))
 
 
 REFUSED = {

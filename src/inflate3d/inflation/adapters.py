@@ -32,6 +32,7 @@ HARMLESS = {
     "extra_repr", "reset_parameters",
 }  # fmt: skip
 PACKAGES_BY_NAME = ("transformers.", "segmentation_models_pytorch.")
+DROPS_BY_NAME = ("DropPath", "StochasticDepth", "DropConnect")  # stochastic depth, which many copy into their code
 
 
 class Adapted(Folded):
@@ -90,10 +91,23 @@ def adapter_for(layer: nn.Module) -> type[Adapted] | None:
         import inflate3d.inflation.adapters_packages  # noqa: PLC0415 - registers; a second of import for users of timm
         import inflate3d.inflation.attention_timm  # noqa: F401, PLC0415
     adapter = ADAPTERS.get(type2d) or derived_adapter(type2d)
+    if adapter is None and drops_rows(layer) and not [*layer.parameters(), *layer.children()]:
+        return derive(WholeClipDropByName, type2d)
     convolution = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(layer, Adapted)
     if convolution and (adapter is None or "weight" not in layer._parameters):
         return FilterTransposed if isinstance(layer, nn.ConvTranspose2d) else Filter
     return adapter
+
+
+def drops_rows(layer: nn.Module) -> bool:
+    """Whether a layer is stochastic depth by its name, which drops rows of a batch in training.
+
+    Example:
+        >>> class DropPath(nn.Module): ...
+        >>> drops_rows(DropPath()), drops_rows(nn.Dropout())
+        (True, False)
+    """
+    return type(layer).__name__.endswith(DROPS_BY_NAME) and not isinstance(layer, Adapted)
 
 
 def derived_adapter(type2d: type[nn.Module]) -> type[Adapted] | None:
@@ -383,11 +397,22 @@ class WholeClipDrop(Adapted):
         num_clips, plan = self.num_clips(x), self.plan
         if plan.rows_inside:
             rows: Tensor = x.unflatten(0, (num_clips, -1))
-            answer = self.forward2d(rows)
-            return answer.flatten(0, 1)
+            return self.drop(rows, x.ndim).flatten(0, 1)
         rows = x.unflatten(0, (plan.batch_factor, num_clips, -1)).transpose(0, 1)
-        answer = self.forward2d(rows)
-        return answer.transpose(0, 1).flatten(0, 2)
+        return self.drop(rows, x.ndim).transpose(0, 1).flatten(0, 2)
+
+    def drop(self, rows: Tensor, num_axes: int) -> Tensor:
+        """Run the 2D layer on `[b, ...]`, which has more axes than in 2D."""
+        return self.forward2d(rows)
+
+
+class WholeClipDropByName(WholeClipDrop):
+    """Stochastic depth in code of your own, which may be written for maps, or for tokens, alone."""
+
+    def drop(self, rows: Tensor, num_axes: int) -> Tensor:
+        """Run the 2D layer on `[b, r, 1, 1]`, with as many axes as in 2D."""
+        flat = rows.flatten(1)
+        return self.forward2d(flat.view(*flat.shape, *[1] * (num_axes - 2))).view_as(rows)
 
 
 @adapts(StochasticDepth)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, list_faults
 from inflate3d.inflation.adapters import Adapted, adapter_for, adapts
+from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.observe import Seen, copied, first_tensor
 from inflate3d.inflation.plan import Action, Insert, LayerPlan, Rule
 
@@ -159,6 +160,23 @@ class JointMultihead(JointAttention, nn.MultiheadAttention):
     """torch's attention, of a tensor to itself."""
 
     @classmethod
+    def take_over(cls, layer: nn.Module, plan: LayerPlan, fold: Fold) -> None:
+        """Turn the layer into one of this class, and see to it that it is called.
+
+        Without gradients nn.TransformerEncoderLayer hands its weights to one fused function and calls no layer, unless
+        one has hooks.
+        """
+        super().take_over(layer, plan, fold)
+        layer.register_forward_pre_hook(_is_to_be_called)
+
+    def deflate_(self) -> None:
+        """Become the 2D layer again, in place."""
+        for number, hook in list(self._forward_pre_hooks.items()):
+            if hook is _is_to_be_called:
+                del self._forward_pre_hooks[number]
+        super().deflate_()
+
+    @classmethod
     def why_not(cls, layer: nn.Module) -> str:
         """It needs one weight for queries, keys and values, and no keys beside the tokens."""
         assert isinstance(layer, nn.MultiheadAttention)
@@ -189,6 +207,10 @@ class JointMultihead(JointAttention, nn.MultiheadAttention):
         mask, drop = None if bias is None else bias.view(1, 1, 1, -1), self.dropout if self.training else 0.0
         answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
         return F.linear(answer.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+
+
+def _is_to_be_called(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    """Do nothing, as a hook; a function of the module, so that it can be pickled."""
 
 
 def joint_plans(plans: Sequence[LayerPlan], seen: Sequence[Seen]) -> tuple[LayerPlan, ...]:

@@ -1,6 +1,6 @@
 """A plan and a 2D model make a 3D model; `deflate` goes back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypedDict, Unpack
 
 import torch
@@ -59,8 +59,8 @@ def make_plan(
             "anisotropic", how large voxels are along depth (which is time), height and width.
 
     Raises:
-        InflateError: An unknown preset, a model that cannot be run or mixes the pictures of a batch, a rule that
-            matches no layer, an insert that has no place, or a spacing that is missing or idle.
+        InflateError: An unknown preset or keyword, a model that cannot be run or mixes the pictures of a batch, a rule
+            that matches no layer, an insert that has no place, or a spacing that is missing or idle.
 
     Example:
         >>> model2d = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 1))
@@ -70,13 +70,14 @@ def make_plan(
         0      Conv2d  inflate  3x3x3             1         mean     replicate
         2      Conv2d  frame    1x1x1
     """
+    _check_asked({"rules": rules, **additions}, Planning.__optional_keys__, "make_plan")
     meanings = "; ".join(f"{name} ({each.meaning})" for name, each in PRESETS.items())
     check_choice(preset, PRESETS, what="preset", where="make_plan", expected=meanings)
     check_model(model2d, "make_plan")
     chosen, spacing, shape = PRESETS[preset], additions.get("spacing_mm"), picture_shape(model2d, example)
     if spacing is not None:
         chosen, spacing = with_spacing(chosen, spacing), check_spacing(spacing)
-    pictures = pictures_like(model2d, shape)
+    pictures = pictures_like(model2d, shape, example)
     seen = observe(model2d, pictures)
     plan = Plan(type(model2d).__name__, preset, shape, decide(seen, chosen, profile), spacing_mm=spacing)
     plan = plan.with_rules(rules) if rules else plan
@@ -163,6 +164,7 @@ def inflate(
         >>> torch.allclose(model3d(clip), model2d(picture))
         True
     """
+    _check_asked(planning, Planning.__optional_keys__ | {"time_pool"}, "inflate")
     if isinstance(plan, str):
         plan = make_plan(model2d, plan, **planning)
     else:
@@ -191,6 +193,25 @@ def _check_plan(plan: object, where: str, expected: str) -> None:
             got=repr(plan)[:80],
             fix='make one: make_plan(model2d, "video")',
         )
+
+
+def _check_asked(asked: Mapping[str, object], known: Collection[str], where: str) -> None:
+    """Refuse names that nothing heeds, and rules and inserts that are none."""
+    for name in asked:
+        check_choice(name, sorted(known), what="keyword", where=where)
+    rules, inserts = asked.get("rules") or {}, asked.get("inserts") or ()
+    ruled = isinstance(rules, Mapping) and all(
+        isinstance(name, str) and isinstance(rule, Rule) for name, rule in rules.items()
+    )
+    listed = isinstance(inserts, Sequence) and all(isinstance(insert, Insert) for insert in inserts)
+    for fine, name, expected, example in (
+        (ruled, "rules", "Rules by patterns of layer names", "rules={'layer4.*': Rule(time_kernel=3)}"),
+        (listed, "inserts", "a list of Inserts", "inserts=[Insert('layer1', 'time_pool')]"),
+    ):
+        if not fine:
+            raise InflateError(
+                f"these are no {name}", where=where, expected=expected, got=f"{name}={asked[name]!r:.80}", fix=example
+            )
 
 
 def _check_settings_of(plan: Plan, idle: set[str]) -> None:

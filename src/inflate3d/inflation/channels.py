@@ -1,5 +1,6 @@
 """Other input channels: a 2D model for RGB becomes one for grey volumes, optical flow or anything else."""
 
+import torch
 from torch import Tensor, nn
 
 from inflate3d.errors import InflateError, is_count
@@ -22,7 +23,7 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
 
     Raises:
         InflateError: Another number than a count; or the model does not begin with a plain convolution over all
-            channels of the picture.
+            channels of the picture, or something beside it takes the picture.
 
     Source: timm, `models/_manipulate.py`, adapt_input_conv.
 
@@ -79,4 +80,20 @@ def with_input_channels(model2d: nn.Module, channels: int, *, example: Tensor | 
     for part in (*parts, config, getattr(config, "vision_config", None)):
         if getattr(part, "num_channels", None) == shape[0]:  # Hugging Face's models check their input against it
             setattr(part, "num_channels", channels)  # noqa: B010
+    _check_runs(net, (channels, *shape[1:]))
     return net
+
+
+def _check_runs(net: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run a copy, which shows whether anything beside the first convolution takes the picture."""
+    try:
+        with torch.no_grad():
+            copied(net).eval()(pictures_like(net, shape))
+    except Exception as error:
+        raise InflateError(
+            "with other channels for its first convolution the model does not run",
+            where="with_input_channels",
+            expected="a model in which one convolution alone takes the picture",
+            got=f"{type(error).__name__}: {error} (for pictures {list(shape)})",
+            fix="change the other layers yourself; inflate3d.inflation.kernels.adapt_channels does one weight",
+        ) from error

@@ -133,8 +133,9 @@ class FiltersInput:
         return self.filter.fold
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Mix the first tensor."""
+        """Mix the first map, or the first tensor where none is one: before it may stand a style, or a mask."""
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        first = next(name for name, value in given.items() if isinstance(value, Tensor) and value.ndim)
+        tensors = [name for name, value in given.items() if isinstance(value, Tensor) and value.ndim]
+        first = next((name for name in tensors if given[name].ndim in (4, 5)), tensors[0])
         given[first] = self.filter(given[first])
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}

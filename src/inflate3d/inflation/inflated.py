@@ -101,7 +101,7 @@ class Inflated(nn.Module):
             for leaf in pytree.tree_leaves(output):
                 if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                     self.fold.begins_backward(num_clips, leaf)
-        if outputs and not outputs.fit(output):  # some models give more in training
+        if outputs and not outputs.fit(output):  # some models give more, or something else, in training
             outputs = self._remembered(method, args, kwargs, training=self.net.training)
         if outputs and added:
             output = outputs.cut(output, num_clips, num_frames=num_frames, ran=num_frames + added)

@@ -1,10 +1,10 @@
 """Where a 3D model looks: gradients of one step of its answer, followed back to the frames of a moving clip."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from inflate3d.inflation.profiles import phases
 PAST, FUTURE, POOLS = "taps of the past", "taps of the future", "pools over time"
 SHIFTS, BLOCKS, ATTENTION = "shifted channels", "non-local blocks", "attention over time"
 SHORTEST = 5  # frames of a moving clip
+OTHER_WAY = 1e-4  # relative; another way through a layer rounds otherwise
 STEPS = 3  # at least, of every answer: one before and one after the middle
 
 
@@ -56,22 +57,31 @@ def look(deep: Inflated, picture: Tensor) -> list[Sight]:
     law += " and those where coarser steps begin" if deep.plan.clip_multiple > 1 else ""
     sights = [Sight(law, alone, where or "it has no gradient")]
     for kind, (back, ahead) in (_directions(deep.plan) if alone else {}).items():
-        seen = frames_seen(_letting_in(deep, kind), clip)
+        trial = _letting_in(deep, kind)
+        seen, answer = _look_back(trial, clip)
         earlier = any(frame < own[length][0] for length, frames in seen.items() for frame in frames)
         later = any(frame > own[length][-1] for length, frames in seen.items() for frame in frames)
         sees = " and ".join(name for name, wanted in (("earlier", back), ("later", ahead)) if wanted) or "no other"
         where = f"of {num_frames} frames they see {sorted({frame for frames in seen.values() for frame in frames})}"
-        sights.append(Sight(f"with {kind}, steps see {sees} frames", (earlier, later) == (back, ahead), where))
+        same = _as_without_gradients(trial, clip, answer)
+        where += "" if same else "; without gradients it answers otherwise"
+        holds = (earlier, later) == (back, ahead) and same
+        sights.append(Sight(f"with {kind}, steps see {sees} frames", holds, where))
     return sights
 
 
 def frames_seen(deep: Inflated, clip: Tensor) -> dict[int, list[int]]:
     """Find the frames on which middle steps of the answer depend, by the number of steps that an answer has."""
+    return _look_back(deep, clip)[0]
+
+
+def _look_back(deep: Inflated, clip: Tensor) -> tuple[dict[int, list[int]], list[Any]]:
+    """Find these frames, and give the answer itself as well, leaf by leaf."""
     clip = clip.clone().requires_grad_()
     totals: dict[int, Tensor] = {}
     with per_step(deep), torch.enable_grad():
-        answer = deep(clip)
-        for leaf, form in zip(pytree.tree_leaves(answer), deep.outputs_of("forward").forms, strict=True):
+        answer = pytree.tree_leaves(deep(clip))
+        for leaf, form in zip(answer, deep.outputs_of("forward").forms, strict=True):
             if form != "same" and leaf.requires_grad:
                 axis = 2 if form == "map" else 1
                 length = leaf.shape[axis]
@@ -82,7 +92,15 @@ def frames_seen(deep: Inflated, clip: Tensor) -> dict[int, list[int]]:
         (gradient,) = torch.autograd.grad(total, clip, retain_graph=True, allow_unused=True)
         frames = [] if gradient is None else gradient.unbind(2)
         seen[length] = [number for number, frame in enumerate(frames) if frame.any()]
-    return seen
+    return seen, [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in answer]
+
+
+def _as_without_gradients(deep: Inflated, clip: Tensor, answer: Sequence[Any]) -> bool:
+    """Whether a model answers as it did with gradients; without, some code of torch goes past what was adapted."""
+    with per_step(deep), torch.no_grad():
+        leaves = pytree.tree_leaves(deep(clip))
+    pairs = [(a, b) for a, b in zip(answer, leaves, strict=True) if isinstance(a, Tensor) and a.is_floating_point()]
+    return all(bool((a == b).all() or (a - b).abs().max() <= OTHER_WAY * a.abs().max()) for a, b in pairs)
 
 
 @contextmanager
@@ -123,7 +141,8 @@ def _is_own_frame(plan: Plan, num_frames: int, length: int, frames: list[int]) -
     """
     if plan.clip_multiple > 1:
         ran, step = num_frames + -num_frames % plan.clip_multiple, (length - 1) // 2
-        size = next((size for size in range(1, ran + 1) if ran % size == 0 and -(-num_frames // size) == length), ran)
+        sizes = (size for size in range(1, ran + 1) if plan.clip_multiple % size == 0)
+        size = next((size for size in sizes if -(-num_frames // size) == length), ran)
         first = step * size  # of the clip's frames, where this step begins
         begins = {first // coarse * coarse for coarse in range(size, ran + 1) if plan.clip_multiple % coarse == 0}
         return bool(frames) and set(frames) <= begins

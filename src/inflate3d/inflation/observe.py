@@ -8,17 +8,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from inflate3d.errors import InflateError, list_faults
-from inflate3d.inflation.adapters import Adapted, adapter_for
+from inflate3d.inflation.adapters import Adapted, adapter_for, drops_rows
 from inflate3d.inflation.filters import Filter
 from inflate3d.inflation.fold import Fold
 from inflate3d.inflation.intercept import CALLS, Call, CalledBlur, CalledConv, HearsCalls
+from inflate3d.inflation.pictures import check_pictures_stay_apart
 
-# Rows of a picture may differ by rounding between batches of different sizes, not by more
-MIXING_TOLERANCE = 1e-3
+ROWS_TOLERANCE = 1e-3  # of rows of a batch that are the same but for rounding
 SPACE_ALONE = "it works in space alone"
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -103,15 +104,16 @@ def observe(model2d: nn.Module, example: Tensor) -> list[Seen]:
         example: `[3, c, h, w]`.
 
     Raises:
-        InflateError: The model cannot be run on the pictures, lets one picture change the answer to another, or
-            holds compiled code.
+        InflateError: The model cannot be copied or run on the pictures, lets one picture change the answer to another,
+            holds compiled code or layers without weights, or its copy is tied to it.
     """
-    _check_code_is_seen(model2d)
+    _check_can_be_seen(model2d)
     net = copied(model2d).eval()
-    two, answer_two = _run(net, example[:2])
-    three, answer_three = _run(net, example)
-    _check_pictures_stay_apart(answer_two, answer_three, type(model2d).__name__)
-    originals = dict(model2d.named_modules())
+    two, answer_two = _run(net, example[:2], model2d)
+    three, answer_three = _run(net, example, model2d)
+    check_pictures_stay_apart(answer_two, answer_three, type(model2d).__name__)
+    _check_answer_grows(answer_two, answer_three)
+    originals = dict(getattr(model2d, "_orig_mod", model2d).named_modules())
     # of a layer that no adapter knows, the calls that it makes say more
     told = {path.rpartition("#")[0] for path in two if "#" in path}
     return [
@@ -125,9 +127,13 @@ def copied(model: Model, *, device: str | None = None) -> Model:
     """Copy a model, also one whose weights are remade by hooks (old weight norm, pruning), which torch refuses.
 
     Args:
-        model: Left as it is.
+        model: Left as it is; of a compiled one, what was compiled.
         device: "meta" copies shapes alone, and takes no memory.
+
+    Raises:
+        InflateError: It has an attribute that cannot be copied, such as a lock.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile holds
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in pytree.tree_leaves(list(vars(module).values())):  # LeViT keeps some in a dict
@@ -137,7 +143,26 @@ def copied(model: Model, *, device: str | None = None) -> Model:
             if device is not None and value is not None:
                 empty = torch.empty_like(value, device=device, requires_grad=False)
                 memo[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except TypeError as error:
+        raise _cannot_be_copied(model, memo) or error from error
+
+
+def _cannot_be_copied(model: nn.Module, memo: dict[int, Any]) -> InflateError | None:
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, dict(memo)) if name != "_modules" else None
+            except TypeError as error:
+                return InflateError(
+                    "the model cannot be copied",
+                    where=f"{path or type(model).__name__}, attribute {name}",
+                    expected="attributes that copy.deepcopy copies",
+                    got=f"{type(value).__name__}: {error}",
+                    fix="make it where it is needed, or set it after inflating",
+                )
+    return None
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -177,13 +202,21 @@ class _Run(NamedTuple):
 class _Watch:
     """Writes down, by path, the layers that run and the functions that are called in between."""
 
-    def __init__(self, net: nn.Module, num_pictures: int) -> None:
+    def __init__(self, net: nn.Module, num_pictures: int, original: nn.Module) -> None:
         self.paths = {module: path for path, module in net.named_modules()}
         self.num_pictures = num_pictures
         self.running: list[tuple[nn.Module, list[int]]] = []  # with the number of functions called so far
         self.runs: dict[str, list[_Run]] = {}
         self.learned, self.fixed = ({_memory(t) for t in ts} for ts in (net.parameters(), net.buffers()))
+        self.outside = (
+            {_memory(t) for t in [*original.parameters(), *original.buffers()]} - self.learned - self.fixed - {0}
+        )
         self.users: dict[int, str] = {}  # of learned weights: the first call that uses one
+        self.owners: dict[int, set[nn.Module]] = {}  # of kernels: the layers that run with one
+        for module in self.paths:
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.ndim == 4:
+                self.owners.setdefault(_memory(weight), set()).add(module)
         self.numbers = itertools.count()
         self.origins = WeakTensorKeyDictionary()  # of a tensor: the runs it was made from last
 
@@ -200,6 +233,7 @@ class _Watch:
         reasons = {
             "an Inflated inside decides on it": self._inside_inflated(),
             "it gives more than one tensor": several and not isinstance(module, nn.MultiheadAttention),
+            "it may drop single frames of a clip in training": drops_rows(module) and adapter_for(module) is None,
         }
         reason = next((why for why, holds in reasons.items() if holds), "")
         self._note(self.paths[module], module, x, output[0] if several else output, reason)
@@ -245,6 +279,27 @@ class _Watch:
             if isinstance(leaf, Tensor) and (leaf not in self.origins or any(leaf is one for one in tensors)):
                 self.origins[leaf] = sources
 
+    def uses(self, func: Any, given: tuple[Any, ...], result: Any) -> None:
+        """Write down which kernels code reads while no layer that they belong to is running.
+
+        Raises:
+            InflateError: It reads what belongs to the model that this one is a copy of.
+        """
+        name = getattr(func, "__name__", "")
+        if any(_memory(leaf) in self.outside for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)):
+            raise _of_others("a copy of the model uses the model's own weights", f"{name}() of such a weight")
+        made = {_memory(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)}
+        if func in CALLS or not made or name.startswith("new_"):
+            return
+        changes = name.endswith("_") and not name.endswith("__")
+        # x.to(kernel) does not read its values, and a view is read by what is made from it
+        read = given[0][:1] if name in ("to", "type_as") else given
+        for memory in {_memory(leaf) for leaf in pytree.tree_leaves(read) if isinstance(leaf, Tensor)}:
+            owners = self.owners.get(memory)
+            if owners and (changes or memory not in made) and not any(module in owners for module, _ in self.running):
+                path = self.paths[self.running[-1][0]] if self.running else ""
+                self.users.setdefault(memory, f"{name}() in {path or 'the model'}")
+
     def noted(self) -> dict[str, list[_Run]]:
         """Give what was written down; a layer has to keep a weight that something uses as a 2D one."""
         weights = {path: runs[0].layer._parameters.get("weight") for path, runs in self.runs.items()}
@@ -268,17 +323,21 @@ class _Follows(HearsCalls):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
+        self.watch.uses(func, (args, kwargs), result)
         self.watch.follow((args, kwargs), args[0] if func is Tensor.__setitem__ else result)
         return result
 
 
 def _memory(tensor: Tensor) -> int:
-    """Name the memory of a tensor; its views share it."""
-    return tensor.untyped_storage().data_ptr()
+    """Name the memory of a tensor, which its views share; 0 for those without any of their own (vmap, sparse)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
-def _run(net: nn.Module, pictures: Tensor) -> tuple[dict[str, list[_Run]], Any]:
-    watch = _Watch(net, len(pictures))
+def _run(net: nn.Module, pictures: Tensor, original: nn.Module) -> tuple[dict[str, list[_Run]], Any]:
+    watch = _Watch(net, len(pictures), original)
     handles = [module.register_forward_pre_hook(watch._begins) for module in watch.paths]
     handles += [module.register_forward_hook(watch._ends, with_kwargs=True) for module in watch.paths]
     try:
@@ -306,13 +365,15 @@ def _seen(path: str, layer: nn.Module, two: list[_Run], three: list[_Run]) -> Se
         factors = {0}  # it runs on something else each time: leave it alone
     factor = factors.pop()
     insides = {_rows_inside(a, b) for a, b in zip(two, three, strict=True)} if factor > 1 else {True}
-    factor, inside = (factor, insides.pop()) if len(insides) == 1 else (0, True)
+    inside = insides.pop() if len(insides) == 1 else None
     adapter = layer.adapter if isinstance(layer, Heard) else adapter_for(layer)
     reason = next((call.reason for call in two if call.reason), "")
+    if inside is None and not reason:
+        reason = "the rows of its batch stand neither picture by picture nor part by part"
     passages = tuple(run.passage for run in two if run.passage)
     shapes = two[0].shape, two[0].out_shape
     adapter, fixed = None if reason else adapter, two[0].fixed_tokens
-    return Seen(path, layer, adapter, *shapes, factor, inside, reason, passages, fixed)
+    return Seen(path, layer, adapter, *shapes, factor, inside is not False, reason, passages, fixed)
 
 
 def _factor(two: _Run, three: _Run) -> int:
@@ -321,15 +382,33 @@ def _factor(two: _Run, three: _Run) -> int:
     return factor if factor > 0 and two.shape[0] == 2 * factor else 0
 
 
-def _rows_inside(two: _Run, three: _Run) -> bool:
-    """Tell rows that stand picture by picture (a a b b) from those that do not (a b a b)."""
+def _rows_inside(two: _Run, three: _Run) -> bool | None:
+    """Tell rows that stand picture by picture (a a b b) from those part by part (a b a b); None for other orders."""
     assert two.rows is not None
     assert three.rows is not None
-    scale = two.rows.abs().max().clamp_min(1e-30)
-    return bool((two.rows - three.rows[: len(two.rows)]).abs().max() <= MIXING_TOLERANCE * scale)
+    rows, more = two.rows.unflatten(0, (-1, 2)), three.rows.unflatten(0, (-1, 3))[:, :2]
+    if _same(two.rows, three.rows[: len(two.rows)]):
+        return True
+    return False if _same(rows, more) else None
 
 
-def _check_code_is_seen(model2d: nn.Module) -> None:
+def _same(rows: Tensor, others: Tensor) -> bool:
+    if rows.shape != others.shape or not rows.numel():
+        return False
+    scale = rows.abs().max().clamp_min(1e-30)
+    return bool((rows - others).abs().max() <= ROWS_TOLERANCE * scale)
+
+
+def _check_can_be_seen(model2d: nn.Module) -> None:
+    unmade = [path for path, value in (*model2d.named_parameters(), *model2d.named_buffers()) if is_lazy(value)]
+    if unmade:
+        raise InflateError(
+            "layers of the model have no weights yet",
+            where="make_plan",
+            expected="lazy layers that have seen a picture",
+            got=list_faults(unmade, shown=5),
+            fix="run it once on a picture: model2d(torch.zeros(1, channels, height, width))",
+        )
     parts = model2d.named_modules()
     compiled = [path or "the model" for path, part in parts if isinstance(part, torch.jit.ScriptModule)]
     if compiled:
@@ -342,29 +421,20 @@ def _check_code_is_seen(model2d: nn.Module) -> None:
         )
 
 
-def _check_pictures_stay_apart(two: Any, three: Any, model: str) -> None:
-    leaves = pytree.tree_leaves(two), pytree.tree_leaves(three)
-    if len(leaves[0]) != len(leaves[1]):
-        raise InflateError(
-            "the structure of the model's output grows with the batch",
-            where="make_plan",
-            expected="tensors whose first axis is the batch, in a nest of one structure",
-            got=f"{model}: {len(leaves[0])} leaves for two pictures, {len(leaves[1])} for three",
-            fix="stack the answers to the pictures into one tensor",
-        )
-    for a, b in zip(*leaves, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.ndim == 0 or b.shape[0] == a.shape[0]:
-            continue
-        if a.shape[1:] != b.shape[1:]:  # the batch shows in other axes too, which is refused with the outputs
-            continue
-        same = b[: a.shape[0]]
-        scale = same.double().abs().max().clamp_min(1e-12)
-        difference = float((a.double() - same.double()).abs().max() / scale)
-        if not difference <= MIXING_TOLERANCE:
-            raise InflateError(
-                "the model's answer to a picture depends on the other pictures of the batch",
-                where="make_plan",
-                expected="the same answer to a picture in a batch of two and of three (eval mode)",
-                got=f"{model}: relative difference {difference:.3g}",
-                fix="frames of a clip would disturb each other; take the mixing (or randomness) out of the model",
-            )
+def _check_answer_grows(two: Any, three: Any) -> None:
+    pairs = zip(pytree.tree_leaves(two), pytree.tree_leaves(three), strict=True)
+    shapes = [(a.shape, b.shape) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    if shapes and all(a == b for a, b in shapes):
+        got = f"an answer {list(shapes[0][0])} to two pictures and to three"
+        raise _of_others("the model's answer does not grow with the batch", got)
+
+
+def _of_others(problem: str, got: str) -> InflateError:
+    return InflateError(
+        problem,
+        where="make_plan",
+        expected="answers to the pictures alone, by code that reaches weights and what it stores through self",
+        got=got,
+        fix="functions that are set on a model (hooks, m.forward = ...) hold on to the model they were made for: take "
+        "the model from the hook's first argument, or make a class with a forward(); take means over the batch outside",
+    )

@@ -1,6 +1,6 @@
 """What comes out of a 2D model, leaf by leaf, and how each leaf gets its time back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,14 +24,22 @@ Form = Literal[
 
 @dataclass(frozen=True)
 class Outputs:
-    """The structure of an output and the form of each tensor in it."""
+    """The structure of an output and the form of each tensor in it.
+
+    Attributes:
+        structure: The nest.
+        forms: Of its leaves.
+        axes: How many each leaf has; None for what is no tensor. Nothing where nobody looked.
+    """
 
     structure: pytree.TreeSpec
     forms: tuple[Form, ...]
+    axes: tuple[int | None, ...] = ()
 
     def fit(self, output: Any) -> bool:
-        """Whether an output has this structure."""
-        return bool(pytree.tree_structure(output) == self.structure)
+        """Whether an output has this structure, and its tensors as many axes."""
+        leaves, structure = pytree.tree_flatten(output)
+        return bool(structure == self.structure) and self.axes in ((), _axes_of(leaves))
 
     def unfold(self, output: Any, num_clips: int, time_pool: TimePool) -> Any:
         """Give every leaf of an output that ran on frames its clips and times back.
@@ -42,16 +50,16 @@ class Outputs:
             time_pool: What becomes of vectors.
 
         Raises:
-            InflateError: The output has another structure than when it was looked at.
+            InflateError: The output has another structure, or other axes, than when it was looked at.
         """
         leaves, structure = pytree.tree_flatten(output)
-        if structure != self.structure:
+        if not self.fit(output):
             raise InflateError(
                 "the output has another structure than in the run on single pictures",
                 where="Inflated",
-                expected=f"{self.structure.num_leaves} tensors: {self.structure}",
-                got=f"{structure.num_leaves} tensors: {structure}",
-                fix="let the model give the same structure for all inputs of one mode",
+                expected=_in_words(self.structure, self.axes),
+                got=_in_words(structure, _axes_of(leaves)),
+                fix="give the same structure for all inputs of one mode; attention over time has no weights to give",
             )
         unfolded = [_unfold(leaf, form, num_clips, time_pool) for leaf, form in zip(leaves, self.forms, strict=True)]
         return pytree.tree_unflatten(unfolded, structure)
@@ -69,13 +77,22 @@ class Outputs:
             InflateError: Steps of an output do not divide the frames that it was made from.
         """
         leaves, structure = pytree.tree_flatten(output)
-        if structure != self.structure:
+        if not self.fit(output):
             return output  # which is refused when it is unfolded
         kept = [
             leaf if form == "same" else _cut(leaf, num_clips, num_frames=num_frames, ran=ran)
             for leaf, form in zip(leaves, self.forms, strict=True)
         ]
         return pytree.tree_unflatten(kept, structure)
+
+
+def _axes_of(leaves: Sequence[Any]) -> tuple[int | None, ...]:
+    return tuple(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves)
+
+
+def _in_words(structure: pytree.TreeSpec, axes: Sequence[int | None]) -> str:
+    each = ", ".join("no tensor" if count is None else f"{count} axes" for count in axes)
+    return f"{structure.num_leaves} tensors: {structure}" + f" ({each})" * bool(each)
 
 
 def _cut(leaf: Tensor, num_clips: int, *, num_frames: int, ran: int) -> Tensor:
@@ -112,7 +129,7 @@ def look_at_outputs(run: Callable[[Tensor], Any], pictures: Tensor) -> Outputs:
         if len(taller) != len(leaves):
             taller = leaves
         forms = [form or _form_by_height(a, b, ratio) for form, a, b in zip(forms, leaves, taller, strict=True)]
-    return Outputs(structure, tuple(form for form in forms if form))
+    return Outputs(structure, tuple(form for form in forms if form), _axes_of(leaves))
 
 
 def _answer(run: Callable[[Tensor], Any], pictures: Tensor) -> Any:

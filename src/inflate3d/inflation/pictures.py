@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from inflate3d.errors import InflateError
 
 Shape = tuple[int, int, int]
 
 DEFAULT_SHAPE: Shape = (3, 224, 224)
+# Answers to a picture may differ by rounding between batches of different sizes, not by more; half precisions round
+# coarsely, and so do convolutions on a GPU (TF32)
+EXACT_TOLERANCE, MIXING_TOLERANCE = 1e-4, 1e-3
 
 
 def input_shape_of(model2d: nn.Module, *, otherwise: Shape = DEFAULT_SHAPE) -> Shape:
@@ -81,8 +85,79 @@ def _timm_shape(model2d: nn.Module, config: Mapping[str, Any]) -> Shape:
     return int(channels), *_sides(size, (height, width))
 
 
-def pictures_like(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Make three different pictures `[3, c, h, w]` of the model's dtype, on its device, always the same ones."""
+def pictures_like(model: nn.Module, shape: tuple[int, ...], example: Tensor | None = None) -> Tensor:
+    """Make three different pictures `[3, c, h, w]` of the model's dtype, on its device, always the same ones.
+
+    They differ in brightness and contrast, so that what is taken over a batch depends on who is in it.
+
+    Args:
+        model: Whose parameters tell dtype and device.
+        shape: `(c, h, w)`.
+        example: Its least and largest value are theirs; without one, or if all its values are the same, 0 and 1.
+
+    Example:
+        >>> [f"{picture.mean():.1f}" for picture in pictures_like(nn.Conv2d(3, 5, 1), (3, 7, 11))]
+        ['0.3', '0.6', '0.2']
+    """
     values = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, *shape, generator=generator).to(values)
+    # the last one, with which answers are compared, is dark and has the darkest and the brightest spots
+    each = torch.tensor([[0.1, 0.3, 0.0], [0.4, 0.6, 1.0], [1.0, 1.0, 4.0]])
+    darkest, contrast, power = each.view(3, 3, *[1] * len(shape))
+    pictures: Tensor = darkest + contrast * torch.rand(3, *shape, generator=generator) ** power
+    if example is not None and example.min() < example.max():
+        low, high = float(example.min()), float(example.max())
+        pictures = low + (high - low) * pictures
+    return pictures.to(values)
+
+
+def check_pictures_stay_apart(two: Any, three: Any, model: str) -> None:
+    """Compare a model's answers to two pictures with those to the same two and a third one.
+
+    Args:
+        two: A nest of tensors.
+        three: The same, for a batch of three.
+        model: What to call it in an error.
+
+    Raises:
+        InflateError: A picture's answer depends on the others, is no number, or does not stand in its row.
+    """
+    leaves = pytree.tree_leaves(two), pytree.tree_leaves(three)
+    if len(leaves[0]) != len(leaves[1]):
+        raise InflateError(
+            "the structure of the model's output grows with the batch",
+            where="make_plan",
+            expected="tensors whose first axis is the batch, in a nest of one structure",
+            got=f"{model}: {len(leaves[0])} leaves for two pictures, {len(leaves[1])} for three",
+            fix="stack the answers to the pictures into one tensor",
+        )
+    for a, b in zip(*leaves, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.ndim == 0 or b.shape[0] == a.shape[0]:
+            continue
+        if a.shape[1:] != b.shape[1:]:  # the batch shows in other axes too, which is refused with the outputs
+            continue
+        _check_same(a, b[: a.shape[0]], model)
+
+
+def _check_same(answer: Tensor, among_more: Tensor, model: str) -> None:
+    a, b = answer.double(), among_more.double()
+    if torch.isnan(a).any() or torch.isnan(b).any():
+        raise InflateError(
+            "the model's answer to a picture is not a number",
+            where="make_plan",
+            expected="numbers, for pictures with the values of the example, or from 0 to 1",
+            got=f"{model}: NaN",
+            fix="pass a picture with values that the model takes: example=torch.rand(1, channels, height, width)",
+        )
+    apart = torch.where(a == b, 0.0, (a - b).abs())  # infinities are equal too
+    size = torch.where(a.isfinite(), a.abs(), 0.0)
+    difference = float(apart.max() / size.max().clamp_min(1e-12)) if apart.any() else 0.0
+    exact = answer.device.type == "cpu" and answer.dtype not in (torch.float16, torch.bfloat16)
+    if not difference <= (EXACT_TOLERANCE if exact else MIXING_TOLERANCE):
+        raise InflateError(
+            "the model's answer to a picture depends on the other pictures of the batch",
+            where="make_plan",
+            expected="the same answer to a picture in a batch of two and of three (eval mode)",
+            got=f"{model}: relative difference {difference:.3g}",
+            fix="frames of a clip would disturb each other; take the mixing (or randomness) out of the model",
+        )

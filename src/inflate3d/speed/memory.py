@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 MOST_CLIPS = 16  # at a time; more bring nothing even to small networks
 # glibc, malloc.h
@@ -38,6 +39,10 @@ def values_of(model: nn.Module) -> Iterator[Tensor]:
 def copy_sharing(model: nn.Module) -> nn.Module:
     """Copy a model, but for the memory of its values: replace those, or give the copy its own with `own_values`."""
     memo: dict[int, Any] = {}
+    for module in model.modules():  # old weight norm keeps what it made in the last run
+        for value in pytree.tree_leaves(list(vars(module).values())):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     for value in values_of(model):
         if type(value) is nn.Parameter:
             memo[id(value)] = nn.Parameter(value.detach(), value.requires_grad)

@@ -25,6 +25,7 @@ from inflate3d.inflation.padding import present_tap, time_pads
 from inflate3d.inflation.plan import LayerPlan
 from inflate3d.speed.borders import Borders
 
+SHAPED = {"view", "reshape", "expand", "unflatten"}  # functions that are told a number of rows
 FRAMES = "_frames_of_piece"  # an attribute of tensors: how many they have
 STALE = "_changed_in_place"  # an attribute of tensors that code must not look at again
 
@@ -48,13 +49,15 @@ def stream_inflated(model3d: Inflated, borders: Borders) -> None:
     net = model3d.net
 
     def forward(piece: Tensor) -> Any:
-        mode.num_clips = piece.shape[0]
+        mode.begin(piece.shape[0])
         frames = clip_to_frames(piece)
         mode.mark(frames, len(frames))
         model3d.fold.push(piece.shape[0], piece.shape[2])
         try:
             with mode:
-                return net(frames)
+                answer = net(frames)
+            mode.check_rows(answer)
+            return answer
         finally:
             model3d.fold.pop()
 
@@ -71,7 +74,7 @@ def _check(layers: Sequence[Folded], model3d: Inflated) -> None:
             where="streaming",
             expected="layers that see a few frames each",
             got=list_faults(faults, shown=5),
-            fix='gates and norms that see one frame: inflate(model2d, preset, context="frame"); otherwise take windows',
+            fix='gates and norms that see one frame: the preset "causal" or "tsm"; otherwise take windows',
         )
 
 
@@ -102,9 +105,16 @@ class JoinsInTime(TorchFunctionMode):
     def __init__(self, borders: Borders) -> None:
         super().__init__()
         self.borders, self.num_clips, self.resting = borders, 1, False
+        self._counts = set[int]()  # of frames that tensors of this run have
+
+    def begin(self, num_clips: int) -> None:
+        """Begin the run of a piece of so many videos."""
+        self.num_clips = num_clips
+        self._counts.clear()
 
     def mark(self, answer: Any, num_frames: int) -> None:
         """Note of tensors `[n, ...]` how many frames of the piece they have, in all clips; others have none."""
+        self._counts.add(num_frames)
         for leaf in pytree.tree_leaves(answer):
             if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] % num_frames == 0:
                 setattr(leaf, FRAMES, num_frames)
@@ -124,9 +134,34 @@ class JoinsInTime(TorchFunctionMode):
         if len(timed) > 1:
             found = dict(zip(timed, joined, strict=True))
             args, kwargs = pytree.tree_unflatten([found.get(id(leaf), leaf) for leaf in leaves], structure)
-        answer = func(*args, **kwargs)
-        self.mark(answer, getattr(joined[0], FRAMES))
+        num_frames = getattr(joined[0], FRAMES)
+        try:
+            answer = func(*args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            sizes = [leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves]
+            if self._counts - {num_frames} and self._counts.intersection(s for s in sizes if isinstance(s, int)):
+                raise _cannot_wait(f"{name}: {error}") from error
+            raise
+        if name in SHAPED and answer.ndim and self._of_others(answer.shape[0], num_frames):
+            raise _cannot_wait(f"{name} of {list(joined[0].shape)} to {list(answer.shape)}")
+        self.mark(answer, num_frames)
         return answer
+
+    def _of_others(self, num_rows: int, num_frames: int) -> bool:
+        """Whether rows are none of so many frames, but of those of other tensors: a number that was read too early."""
+        foreign = num_rows > 1 and num_rows % num_frames != 0  # one row may hold all frames as groups of channels
+        return foreign and any(num_rows % other == 0 for other in self._counts)
+
+    def check_rows(self, answer: Any) -> None:
+        """Refuse what the model gives, if it has the rows of other tensors than those that it was made from.
+
+        Raises:
+            InflateError: Code has read the size of the batch ahead of a layer that gives its frames later.
+        """
+        for leaf in pytree.tree_leaves(answer):
+            num_frames = getattr(leaf, FRAMES, None)
+            if num_frames and len(leaf) != num_frames and len(leaf) in self._counts:
+                raise _cannot_wait(f"an answer {list(leaf.shape)} for {num_frames} frames")
 
     def _joined(self, tensors: list[Tensor], name: str) -> list[Tensor]:
         """Cut tensors to the frames that all of them have by now."""
@@ -149,9 +184,10 @@ def _cannot_wait(got: str) -> InflateError:
     return InflateError(
         "the model's code joins tensors whose frames come at different times, in a way that cannot wait",
         where="streaming",
-        expected="sums that are tensors of their own, x = x + y, of maps with a row for each frame",
+        expected="sums that are tensors of their own, x = x + y, of maps with a row for each frame; a number of "
+        "rows that is read behind the convolutions",
         got=got,
-        fix="rewrite it in the 2D model, or take windows",
+        fix="rewrite it in the 2D model (read y.shape[0], not x.shape[0]), or take windows",
     )
 
 

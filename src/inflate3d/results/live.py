@@ -67,7 +67,7 @@ def predict_live(model: nn.Module, live: LiveFrames, *, precision: Precision = "
         >>> live = LiveFrames(str(fetch_demo_clip()), fps=8.0)
         >>> answers = list(predict_live(InceptionI3d(5).eval(), live))
         >>> answers[-1].num_frames, answers[-1].logits.shape
-        (62, torch.Size([5]))
+        (61, torch.Size([5]))
     """
     spec = check_model(model, PredictOptions(precision=precision))
     fast = optimize(model, precision)

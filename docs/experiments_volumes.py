@@ -255,8 +255,9 @@ def number(score: Interval) -> str:
 
 
 def minutes(cells: Sequence[Mapping[str, Any] | None]) -> str:
-    """Tell how long they took, each, in minutes of one core."""
-    return " + ".join(f"{cell['seconds'] * cell['threads'] / 60:.0f}" for cell in cells if cell)
+    """Tell how long they took, each, in minutes of one core; a run may have been stopped in favour of others."""
+    taken = [cell.get("cpu_seconds", cell["seconds"] * cell["threads"]) for cell in cells if cell]
+    return " + ".join(f"{seconds / 60:.0f}" for seconds in taken)
 
 
 def main() -> None:

@@ -153,10 +153,12 @@ def _settings(model: str, options: "VolumeOptions") -> dict[str, str]:
 
 def _name_of(source: Path, taken: set[str]) -> tuple[str, str]:
     """Name the files of a scan, each by a name of its own."""
+    from inflate3d.clips.stills import named
+
     lower = source.name.lower()
     suffix = ".nrrd" if lower.endswith((".nrrd", ".nhdr")) else ".nii.gz"
     ends = [end for end in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".npz", ".npy", ".dcm") if lower.endswith(end)]
-    stem = (source.resolve() if source.name in ("", "..") else source).name  # links keep their own names
+    stem = named(source).name
     stem = stem[: -len(ends[0])] if ends else stem
     name, number = stem, 1
     while name in taken:

@@ -131,6 +131,16 @@ def source_state(path: Path) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()[:32]
 
 
+def named(path: Path) -> Path:
+    """Give a path with a name of its own, that of the folder for `.` and `..`; links keep theirs.
+
+    Example:
+        >>> named(Path("run.mp4")), named(Path(".")) == Path.cwd()
+        (PosixPath('run.mp4'), True)
+    """
+    return path.resolve() if path.name in {"", ".."} else path
+
+
 def natural_key(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts frame2 before frame10.
 

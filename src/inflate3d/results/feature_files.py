@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from inflate3d.clips.stills import find_videos
+from inflate3d.clips.stills import find_videos, named
 from inflate3d.errors import InflateError, import_extra, list_faults
 from inflate3d.results.feature_presets import FeatureLayout, StreamName
 from inflate3d.results.prediction import printable
@@ -77,8 +77,7 @@ def plan_jobs(paths: Sequence[str | Path]) -> list[Job]:
     for path in map(Path, paths):
         for video in find_videos([path]):
             is_folder = os.path.isdir(path)  # noqa: PTH112 - false for names too long to be
-            named = video.resolve() if video.name in {"", ".."} else video
-            below = video.relative_to(path) if is_folder and video != path else Path(named.name)
+            below = video.relative_to(path) if is_folder and video != path else Path(named(video).name)
             name = below if os.path.isdir(video) else below.with_suffix("")  # noqa: PTH112
             found.setdefault(video, (name.as_posix(), path.resolve().name if is_folder else video.parent.name))
     names = [name for name, _ in found.values()]

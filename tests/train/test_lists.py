@@ -180,6 +180,8 @@ def test_folds_and_splits_that_are_given_stay():
     assert len(splits.train) == 9
     with pytest.raises(InflateError, match="there is no such fold"):
         make_splits(listing(fold=lambda g, i: g), fold=7)
+    with pytest.raises(InflateError, match="the list names no folds"):
+        make_splits(listing(), fold=0)
     named = make_splits(listing(split=lambda g, i: ("train", "val", "test", "train")[g]))
     assert (len(named.train), len(named.val), len(named.test)) == (7, 5, 2)
     named.check_training()

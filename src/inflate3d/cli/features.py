@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 
-from inflate3d.cli.terminal import frame_rate, refuse_idle, warnings_on
+from inflate3d.cli.terminal import CPU, DeviceOption, frame_rate, refuse_idle, warnings_on
 from inflate3d.cli.train import CHECKPOINTS, load_any
 from inflate3d.errors import InflateError, is_count
 
@@ -104,7 +104,7 @@ def features(
     join: Annotated[bool | None, typer.Option("--join/--no-join", help="Both streams in one array.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips that go through the network at a time.")] = None,
     workers: Annotated[int | None, typer.Option(help="Videos that are read at once; with --ray, processes.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = CPU,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do only every N-th video, beginning with the I-th.")
     ] = "1/1",

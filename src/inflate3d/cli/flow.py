@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from inflate3d.cli.terminal import frame_rate, progress_on, warnings_on
+from inflate3d.cli.terminal import CPU, DeviceOption, frame_rate, progress_on, warnings_on
 from inflate3d.errors import InflateError, check_options
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def flow(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="tvl1: three times faster after half a minute.")
     ] = True,
-    device: Annotated[str, typer.Option(help="Where tvl1 and raft run: cpu, cuda.")] = "cpu",
+    device: DeviceOption = CPU,
     weights: Annotated[
         str | None, typer.Option("--flow-weights", metavar="FILE", help="Of raft; `download` fetches torchvision's.")
     ] = None,

@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from inflate3d.atomic import check_writable, write_text
-from inflate3d.cli.terminal import frame_rate, progress_on, refuse_idle, typed_options, warnings_on
+from inflate3d.cli.terminal import CPU, DeviceOption, frame_rate, progress_on, refuse_idle, typed_options, warnings_on
 
 if TYPE_CHECKING:
     from inflate3d.results.fvd import FvdResult
     from inflate3d.results.fvd_videos import ClipProgress, FvdOptions, Role
 
 # What saved statistics were made with cannot be changed any more
-OF_VIDEOS = ("protocol", "num_frames", "frame_stride", "fps", "num_clips", "batch_size", "model", "cache", "no_cache")
+OF_NETWORK = ("model", "device", "batch_size", "cache", "no_cache")
+OF_VIDEOS = (*OF_NETWORK, "protocol", "num_frames", "frame_stride", "fps", "num_clips")
 
 
 def fvd(
@@ -46,6 +47,7 @@ def fvd(
     seed: Annotated[int, typer.Option(help="Of random offsets and draws.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Clips that go through the network at a time.")] = 4,
     model: Annotated[str, typer.Option(help="Name or .safetensors file of the network.")] = "i3d-kinetics400",
+    device: DeviceOption = CPU,
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where features are kept; by default in the cache folder.")
     ] = None,
@@ -80,7 +82,7 @@ def fvd(
     files = [save_stats / f"{role}.safetensors" for role in ("real", "fake")] if save_stats else []
     for path in (*files, *([json] if json else [])):
         check_writable(path)
-    result = _measure(real, fake, options, model=None if saved else model)
+    result = _measure(real, fake, options, model=None if saved else model, device=device)
     for path, side in zip(files, (result.real, result.fake), strict=False):
         side.save(path)
     if json:
@@ -93,13 +95,13 @@ def _are_saved(real: str, fake: str) -> bool:
     return all(Path(side).suffix == ".safetensors" for side in (real, fake))
 
 
-def _measure(real: str, fake: str, options: "FvdOptions", *, model: str | None) -> "FvdResult":
+def _measure(real: str, fake: str, options: "FvdOptions", *, model: str | None, device: str) -> "FvdResult":
     from inflate3d.results.fvd import measure_fvd
     from inflate3d.show.answers import failures_table
     from inflate3d.weights.load import load
 
     console = Console()
-    network = None if model is None else load(model)
+    network = None if model is None else load(model).to(device)
     with progress_on(console) as progress, warnings_on(console):
         task = progress.add_task("", total=None)
 

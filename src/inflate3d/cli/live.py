@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console, Group
 from rich.text import Text
 
-from inflate3d.cli.terminal import warnings_on
+from inflate3d.cli.terminal import CPU, warnings_on
 from inflate3d.cli.train import load_any
 from inflate3d.errors import InflateError
 
@@ -26,6 +26,7 @@ class LiveLook(NamedTuple):
     precision: str
     patience_seconds: float
     top: int
+    device: str = CPU
 
 
 def show_live(paths: list[str], model: str, look: LiveLook) -> None:
@@ -45,7 +46,7 @@ def show_live(paths: list[str], model: str, look: LiveLook) -> None:
             fix="run a command for each of them",
         )
     console = Console(soft_wrap=True)
-    network = load_any(model)
+    network = load_any(model).to(look.device)
     names = getattr(network, "class_names", None)
     live = LiveFrames(
         paths[0],

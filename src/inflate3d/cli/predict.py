@@ -14,7 +14,7 @@ from rich.markup import escape
 from inflate3d.atomic import check_writable, write_text
 from inflate3d.cli import volumes
 from inflate3d.cli.live import LiveLook, show_live
-from inflate3d.cli.terminal import frame_rate, progress_on, refuse_idle, typed_options, warnings_on
+from inflate3d.cli.terminal import CPU, DeviceOption, frame_rate, progress_on, refuse_idle, typed_options, warnings_on
 from inflate3d.cli.train import load_any
 from inflate3d.errors import InflateError, check_choice
 
@@ -42,10 +42,11 @@ class Outputs(NamedTuple):
 
 
 class ChosenModel(NamedTuple):
-    """The network of the pictures, and what runs it."""
+    """The network of the pictures, what runs it, and where."""
 
     name: str
     backend: str = "torch"
+    device: str = CPU
 
 
 class FlowStream(NamedTuple):
@@ -73,7 +74,7 @@ OF_FLOW = {
 
 # What a live source is shown by; the first is for it alone
 LIVE_ALONE = ("patience",)
-LIVE_KNOWS = (*LIVE_ALONE, "live", "paths", "model", "fps", "precision", "top")
+LIVE_KNOWS = (*LIVE_ALONE, "live", "paths", "model", "fps", "precision", "device", "top")
 
 
 def predict(
@@ -116,6 +117,7 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(help="Clips that go through the network at a time; by default as memory allows.")
     ] = None,
+    device: DeviceOption = CPU,
     workers: Annotated[
         int | None, typer.Option(help="Videos that are read at once, ahead of the network; by default as cores allow.")
     ] = None,
@@ -155,7 +157,7 @@ def predict(
 
     if volumes.is_asked(ctx, model):
         how = volumes.options_of(overlap, batch_size, spacing, fill, part)
-        if volumes.show_volumes(paths, model, how, outputs=volumes.VolumeOutputs(out, json, top)):
+        if volumes.show_volumes(paths, model, how, outputs=volumes.VolumeOutputs(out, json, top), device=device):
             raise typer.Exit(1)
         return
     typed = typed_options(ctx)
@@ -163,7 +165,7 @@ def predict(
     goes_with, got = ("videos that have an end", "--live") if live else ("--live", "no --live")
     refuse_idle(idle, where="inflate3d predict", goes_with=goes_with, got=got)
     if live:
-        show_live(paths, model, LiveLook(frame_rate(fps), precision, patience, top))
+        show_live(paths, model, LiveLook(frame_rate(fps), precision, patience, top, device))
         return
     options = PredictOptions(
         fps=frame_rate(fps),
@@ -182,7 +184,7 @@ def predict(
         stream, flow_model, flow_method, flow_from, flow_quantizer, flow_weights, fusion, compiled is not False
     )
     outputs = Outputs(json, csv, report)
-    if show_predictions(paths, ChosenModel(model, backend), options, top=top, outputs=outputs, flow=flow):
+    if show_predictions(paths, ChosenModel(model, backend, device), options, top=top, outputs=outputs, flow=flow):
         raise typer.Exit(1)
 
 
@@ -258,9 +260,12 @@ def _predictor(
     from inflate3d.results.two_stream import FlowOptions, Streams, optimize_streams, predict_streams_many
     from inflate3d.speed.optimize import Optimized
 
-    solve = None if flow.stored else find_method(flow.method, compiled=flow.compiled, weights=flow.weights)  # type: ignore[arg-type]  # checked there
+    where = {"compiled": flow.compiled, "device": model.device}
+    solve = None if flow.stored else find_method(flow.method, **where, weights=flow.weights)  # type: ignore[arg-type]  # checked there
     how = FlowOptions(solve, flow.stored, flow.quantizer, fusion=flow.fusion)  # type: ignore[arg-type]  # likewise
-    loaded = Streams(load_any(str(flow.flow_model)), load_any(model.name) if flow.stream == "both" else None)
+    loaded = Streams(
+        load_any(str(flow.flow_model)).to(model.device), _network(model) if flow.stream == "both" else None
+    )
     streams = optimize_streams(loaded, options)
     networks = [network for network in streams if isinstance(network, Optimized)]
     options = replace(options, precision=networks[0].precision)
@@ -276,7 +281,7 @@ def _network(model: ChosenModel) -> "nn.Module":
     if backend_of(model.name):
         return load_exported(model.name)
     if model.backend == "torch":
-        return load_any(model.name)
+        return load_any(model.name).to(model.device)
     from inflate3d.speed.export import export_to_cache  # with torchvision and timm
 
     path = fetched_path(model.name) if model.name in CATALOGUE else Path(model.name)
@@ -341,10 +346,13 @@ def _check_backend(model: ChosenModel, options: "PredictOptions", flow: FlowStre
     check_choice(model.backend, SUFFIXES, what="backend", where=where)
     by_ending = backend_of(model.name)
     if by_ending is None and model.backend == "torch":
+        on_cpu = options.precision == "int8" and model.device != CPU
+        refuse_idle(["--device"] if on_cpu else [], where="inflate3d predict", goes_with="fp32 or bf16", got="int8")
         return
     faults = {
         "--precision fp32": f"--precision {options.precision}" if options.precision != "fp32" else "",
         "no --compile": "--compile" if options.compiled else "",
+        "--device cpu": f"--device {model.device}" if model.device != CPU else "",
         "--stream rgb": f"--stream {flow.stream}" if flow.stream != "rgb" else "",
         f"--backend {by_ending}, or none": f"--backend {model.backend} for {model.name}"
         if by_ending and model.backend not in ("torch", by_ending)

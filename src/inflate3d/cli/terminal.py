@@ -1,19 +1,40 @@
-"""What commands share at the terminal: bars, warnings above them, options that were typed, and rates as they are."""
+"""What commands share at the terminal: bars, warnings above them, typed options, rates, and where networks run."""
 
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
-from inflate3d.errors import InflateError, InflateWarning
+from inflate3d.errors import InflateError, InflateWarning, check_choice
 
 if TYPE_CHECKING:
-    import typer
     from rich.progress import Progress as ProgressBar
 
     from inflate3d.clips.video import Rate
+
+CPU = "cpu"
+
+
+def _known_device(name: str) -> str:
+    """Refuse a device that this machine has not."""
+    if name != CPU:
+        from torch import accelerator
+
+        found = accelerator.current_accelerator(check_available=True)
+        kinds = [found.type, *(f"{found.type}:{i}" for i in range(accelerator.device_count()))] if found else []
+        here = ", ".join([CPU, *kinds])
+        expected = here if kinds else f"{CPU}: PyTorch finds no other device here"
+        check_choice(name, [CPU, *kinds], what="device", where="--device", expected=expected)
+    return name
+
+
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", callback=_known_device, help="Where networks, tvl1 and raft run: cpu, cuda, cuda:1, mps."),
+]
 
 
 def progress_on(console: Console) -> "ProgressBar":
@@ -37,13 +58,13 @@ def warnings_on(console: Console) -> Iterator[None]:
         yield
 
 
-def typed_options(ctx: "typer.Context") -> dict[str, str]:
+def typed_options(ctx: typer.Context) -> dict[str, str]:
     """Tell what was typed, by the names of the command's parameters, and how each is spelled."""
     spelled = {str(parameter.name): parameter.opts[0] for parameter in ctx.command.params}
     return {name: spelled[name] for name in spelled if _source_of(ctx, name) == "COMMANDLINE"}
 
 
-def _source_of(ctx: "typer.Context", name: str) -> str:
+def _source_of(ctx: typer.Context, name: str) -> str:
     return getattr(ctx.get_parameter_source(name), "name", "")
 
 

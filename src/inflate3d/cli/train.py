@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import write_text
-from inflate3d.cli.terminal import progress_on, refuse_idle, typed_options, warnings_on
+from inflate3d.cli.terminal import CPU, DeviceOption, progress_on, refuse_idle, typed_options, warnings_on
 from inflate3d.clips.tables import read_list
 from inflate3d.errors import InflateError, check_choice, import_extra
 
@@ -212,14 +212,21 @@ def _show_masks(shown: Shown, console: Console, out: Path) -> "MaskScores":
 
 
 def _evaluate_scans(
-    path: Path, data: Path, out: Path, *, cut: tuple[int | None, float, Path | None], split: str, overlap: float
+    path: Path,
+    data: Path,
+    out: Path,
+    *,
+    cut: tuple[int | None, float, Path | None],
+    split: str,
+    overlap: float,
+    device: str,
 ) -> "Evaluation | MaskScores":
     """Show labelled scans to the network of a file."""
     from inflate3d.results.volumes import spec_of
     from inflate3d.train.volume_data import read_volume_splits
     from inflate3d.weights.inflated_file import load_inflated
 
-    console, model, (fold, val_share, labels) = Console(), load_inflated(path), cut
+    console, model, (fold, val_share, labels) = Console(), load_inflated(path).to(device), cut
     task, names = spec_of(model).task, _names_of(path, spec_of(model).class_names, labels)
     with warnings_on(console):
         found = read_volume_splits(data, task, fold=fold, val_share=val_share, class_names=names)
@@ -257,6 +264,7 @@ def evaluate(
     max_frames: Annotated[int, typer.Option(help="Of a video that is shown whole.")] = 250,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     overlap: Annotated[float, typer.Option(help="Of windows over a scan, as a share of a side.")] = 0.5,
+    device: DeviceOption = CPU,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where report.html goes, and JSON.")] = Path("evaluation"),
 ) -> None:
     """Show labelled videos, or scans, to a trained network: accuracies with intervals, confusions, mistakes; Dice.
@@ -271,23 +279,24 @@ def evaluate(
     _need("train", "lightning", "torchmetrics", where="inflate3d evaluate")
     from inflate3d.clips.dataset import make_splits
     from inflate3d.results.answering import EvaluateOptions, fuse
-    from inflate3d.train.checkpoint import load_trained
 
     found: Evaluation | MaskScores
     if scans:
-        found = _evaluate_scans(checkpoint, data, out, cut=(fold, val_share, labels), split=split, overlap=overlap)
+        found = _evaluate_scans(
+            checkpoint, data, out, cut=(fold, val_share, labels), split=split, overlap=overlap, device=device
+        )
     else:
         check_choice(fusion, ("probabilities", "logits"), what="fusion", where="inflate3d evaluate --fusion")
         console = Console()
         options = EvaluateOptions(clips, crops, max_frames, precision)  # type: ignore[arg-type]  # it checks them
         with warnings_on(console):
-            trained = load_trained(checkpoint)
+            trained = _trained_on(device, checkpoint)
             names = _names_of(checkpoint, trained[0].class_names, labels)
             splits = make_splits(_listing(data, root, only, number, names), fold=fold, val_share=val_share)
             samples = getattr(splits, split)
             answers = _answers(trained, samples, console, weights=checkpoint, options=options)
             if flow is not None:
-                others = _answers(load_trained(flow), samples, console, weights=flow, options=options)
+                others = _answers(_trained_on(device, flow), samples, console, weights=flow, options=options)
                 answers = fuse(answers, others, fusion)  # type: ignore[arg-type]  # checked above
             found = _show(answers, () if split == "train" else splits.train, console, out)
     if found.failures:
@@ -346,6 +355,13 @@ def _listing(data: Path, root: Path | None, only: list[str] | None, number: int,
         )
     chosen = dict(pair.split("=", 1) for pair in only or [])
     return read_listing(data, root=root, only=chosen, number=number, class_names=names)
+
+
+def _trained_on(device: str, path: Path) -> "tuple[nn.Module, Recipe]":
+    from inflate3d.train.checkpoint import load_trained
+
+    model, recipe = load_trained(path)
+    return model.to(device), recipe
 
 
 def _answers(

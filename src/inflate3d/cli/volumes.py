@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inflate3d.atomic import check_writable, write_text
-from inflate3d.cli.terminal import typed_options
+from inflate3d.cli.terminal import CPU, typed_options
 from inflate3d.errors import InflateError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PartOption = Annotated[
     str | None, typer.Option(help="Volumes: which one, where a file or folder holds several: number or name.")
 ]
 OF_VOLUMES = ("out", "overlap", "spacing", "fill", "part")
-OF_BOTH = ("paths", "model", "batch_size", "top", "json")
+OF_BOTH = ("paths", "model", "batch_size", "device", "top", "json")
 RESULTS = "results.json"
 
 
@@ -81,7 +81,7 @@ def options_of(
 
 
 def show_volumes(
-    paths: Sequence[str], model: str, options: "VolumeOptions", *, outputs: VolumeOutputs
+    paths: Sequence[str], model: str, options: "VolumeOptions", *, outputs: VolumeOutputs, device: str = CPU
 ) -> "list[Failure]":
     """Predict, write and print; what is done is written even if the run is stopped. Gives back what failed."""
     from inflate3d.cli.predict import STDOUT
@@ -108,7 +108,7 @@ def show_volumes(
                 text = f"{number + 1}/{total} {Path(name).name}"
                 bars.update(task, description=escape(text), completed=number)
 
-            for answer in predict_volumes(load_inflated(model), sources, options, progress=start):
+            for answer in predict_volumes(load_inflated(model).to(device), sources, options, progress=start):
                 if isinstance(answer, Failure):
                     failures.append(answer)
                 else:

@@ -364,7 +364,7 @@ def make_splits(
         seed: Of what is drawn.
 
     Raises:
-        InflateError: There is no such fold.
+        InflateError: There is no such fold, or there are none.
 
     Example:
         >>> samples = tuple(Sample(f"{i}.mp4", (i % 2,), fold=i % 5) for i in range(10))
@@ -375,7 +375,12 @@ def make_splits(
     samples = listing.samples
     if fold is not None:
         folds = sorted({sample.fold for sample in samples if sample.fold is not None})
-        check_choice(str(fold), list(map(str, folds)) or ["none"], what="fold", where=listing.source)
+        if not folds:
+            expected, fix = "a column fold", "leave the fold out, or write that column: a number for each video"
+            raise InflateError(
+                "the list names no folds", where=listing.source, expected=expected, got=f"fold {fold}", fix=fix
+            )
+        check_choice(str(fold), map(str, folds), what="fold", where=listing.source)
         train = [sample for sample in samples if sample.fold != fold]
         val, test = list[Sample](), [sample for sample in samples if sample.fold == fold]
     else:

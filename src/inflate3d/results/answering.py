@@ -17,6 +17,7 @@ from inflate3d.errors import InflateError, check_options, is_count, list_faults
 from inflate3d.models.streams import Fusion
 from inflate3d.results.network import check_logits
 from inflate3d.results.prediction import Failure
+from inflate3d.speed.memory import device_of
 from inflate3d.speed.optimize import Precision, optimize
 
 KEY_FRAME_SHORT_SIDE = 96
@@ -109,7 +110,7 @@ def answer_samples(
     Source: Carreira & Zisserman, CVPR 2017, section 2.5 (the whole video at once, centre crop).
     """
     options = options or EvaluateOptions()
-    fast = optimize(model, options.precision)
+    fast, device = optimize(model, options.precision), device_of(model)
     kept, rows, pictures, failures = list[Sample](), list[Tensor](), list[bytes](), list[Failure]()
     for done, sample in enumerate(samples):
         progress(done, len(samples))
@@ -118,7 +119,7 @@ def answer_samples(
             frames = frames.flip(0) if options.backwards else frames
             clips = _views(frames, window, options, model)
             with torch.inference_mode():
-                logits = torch.cat([fast(clip).double() for clip in clips])
+                logits = torch.cat([fast(clip.to(device)).cpu() for clip in clips]).double()
             check_logits(logits, len(clips), getattr(model, "class_names", None))
         except Exception as error:  # whatever a strange file sets off must not cost the others
             failures.append(Failure.of(sample.path, error))

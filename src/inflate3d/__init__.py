@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from inflate3d.weights.fetch import fetch as fetch
     from inflate3d.weights.load import load as load
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Each public name and the module it lives in: imported when first used, so that `inflate3d --help` needs no torch.
 _HOMES = {

@@ -5,6 +5,7 @@ No GPU is needed: the device is torch's "meta", which holds no numbers, and the 
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from inflate3d.cli import app
 from inflate3d.clips.volume_spec import VolumeSpec
 from inflate3d.errors import InflateError
 from inflate3d.train.recipes import find_recipe
+from inflate3d.train.run import Devices
 from videos import write_video
 
 META = torch.device("meta")
@@ -94,6 +96,19 @@ def test_evaluate(network, monkeypatch, videos, tmp_path):
     run(*command, "--flow", "flow.ckpt", "--out", tmp_path / "found")
     found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
     assert found["count"] and Elsewhere.shown == 2 * found["count"]
+
+
+@pytest.mark.filterwarnings("ignore::inflate3d.errors.InflateWarning")
+def test_what_is_trained_elsewhere_is_tested_there(network, monkeypatch, videos, tmp_path):
+    assert (Devices("gpu").tested_on, Devices("cpu").tested_on) == ("cuda", "cpu")
+    recipe = replace(find_recipe("finetune-small"), short_side=16, crop=16)
+    trained = SimpleNamespace(seconds=0, checkpoint=tmp_path / "best.ckpt", history=())
+    monkeypatch.setattr("inflate3d.train.run.fit", lambda *given, **how: trained)
+    monkeypatch.setattr("inflate3d.train.checkpoint.load_trained", lambda path: (network, recipe))
+    monkeypatch.setattr(Devices, "tested_on", "meta")
+    run("train", "finetune-small", "--data", videos, "--set", "precision=fp32", "--out", tmp_path / "found")
+    found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert found["count"] and Elsewhere.shown == found["count"]
 
 
 @pytest.mark.filterwarnings("ignore::inflate3d.errors.InflateWarning")

@@ -80,7 +80,6 @@ def train(
     """Train a network, then show it the test videos or scans and write what it is worth."""
     _need("train", "lightning", "torchmetrics", "tensorboard", where="inflate3d train")
     from inflate3d.clips.dataset import make_splits
-    from inflate3d.train.checkpoint import load_trained
     from inflate3d.train.recipe import Recipe, VolumeRecipe, with_settings
     from inflate3d.train.recipes import find_recipe
     from inflate3d.train.run import Devices, FitOptions, fit
@@ -117,7 +116,7 @@ def train(
             fitted = fit(chosen, splits, out, resume=resume, options=FitOptions(where, tell))
         console.print(f"{fitted.seconds:.0f} s; the network: {fitted.checkpoint}", markup=False, highlight=False)
         if splits.test:
-            trained = load_trained(fitted.checkpoint)
+            trained = _trained_on(where.tested_on, fitted.checkpoint)
             answers = _answers(trained, splits.test, console, weights=fitted.checkpoint, precision=chosen.precision)
             _show(answers, splits.train, console, out, history=fitted.history)
 
@@ -149,7 +148,9 @@ def _train_volumes(
         console.print(f"{fitted.seconds:.0f} s; the network: {out / MODEL}", markup=False, highlight=False)
         if splits.test:
             facts = {"weights": str(out / MODEL), "recipe": recipe.name, "network": recipe.network}
-            shown = Shown(fitted.model, found, {**facts, "overlap": str(recipe.overlap)}, fitted.history)
+            shown = Shown(
+                fitted.model.to(where.tested_on), found, {**facts, "overlap": str(recipe.overlap)}, fitted.history
+            )
             (_show_classified if recipe.task == "classes" else _show_masks)(shown, console, out)
 
 

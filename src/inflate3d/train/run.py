@@ -81,6 +81,11 @@ class Devices:
     nodes: int = 1
     strategy: Any = "auto"
 
+    @property
+    def tested_on(self) -> str:
+        """Where the network is tested when it is trained: on one of the devices."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
 
 @dataclass(frozen=True)
 class FitOptions:

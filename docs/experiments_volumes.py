@@ -174,9 +174,7 @@ def tested(model: torch.nn.Module, data: VolumeSplits) -> dict[str, Any]:
     """Keep what scores and intervals need."""
     samples = data.splits.test
     if data.masks:
-        found = score_masks(
-            model, [one.path for one in samples], lambda path: (load_scan(path), load_mask(data.masks[path]))
-        )
+        found = score_masks(model, samples, lambda path: (load_scan(path), load_mask(data.masks[path])))
         return {"parts": list(found.parts), "dice": found.dice.round(5).tolist()}
     answers = answer_scans(model, samples, load_scan)
     labels = [sample.labels[0] for sample in answers.samples]

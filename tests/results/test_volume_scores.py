@@ -43,6 +43,10 @@ def volume(values):
     return Volume(torch.as_tensor(values).view(1, *SHAPE), Grid(SHAPE, np.eye(4)))
 
 
+def named(*paths):
+    return [Sample(path, ()) for path in paths]
+
+
 def numbers(seed, most):
     return np.random.default_rng(seed).integers(0, most + 1, SHAPE)
 
@@ -96,6 +100,33 @@ def test_an_interval_holds_the_mean_and_narrows_with_the_scans():
     assert mean_interval(values, seed=1) != mean_interval(values) == mean_interval(values, seed=0)
 
 
+def test_intervals_draw_groups():
+    """Ten scans of one patient tell as much as one; what is no number draws nothing."""
+    alone = np.random.default_rng(2).uniform(0.4, 0.8, 30)
+    copies, patients = alone.repeat(10), [f"{number:02}" for number in range(30) for _ in range(10)]
+    wanted = mean_interval(alone, patients[::10])
+    assert mean_interval(copies, patients) == pytest.approx(wanted)
+    gaps, others = np.append(copies, [np.nan] * 5), [*patients, "00", *"abcd"]
+    assert mean_interval(gaps, others) == pytest.approx(wanted)
+    assert mean_interval(copies).high - mean_interval(copies).low < 0.4 * (wanted.high - wanted.low)
+
+
+def test_scores_of_masks_draw_the_groups_of_their_scans():
+    scans = {name: numbers(seed, 2) for seed, name in enumerate("abcd")}
+    found = score_masks(
+        network(Levels()),
+        [Sample(name, (), group="ab" if name in "ab" else "") for name in scans],
+        lambda name: (volume(scans[name].astype(np.float32)), volume((scans[name] > seen(name)).astype(np.uint8))),
+    )
+    assert found.groups == ("ab", "ab", "c", "d")
+    assert found.scores()["dark"] == mean_interval(found.dice[:, 0], found.groups) != mean_interval(found.dice[:, 0])
+
+
+def seen(name):
+    """A mask of another part for some, so that scans differ."""
+    return int(name in "bd")
+
+
 @pytest.mark.parametrize("values", [[], [np.nan], [np.nan] * 3])
 def test_of_nothing_the_mean_is_no_number(values):
     assert all(map(math.isnan, mean_interval(np.array(values))))
@@ -127,7 +158,7 @@ def test_masks_of_a_network_are_compared_on_the_voxels_of_the_files():
 
     told = []
     found = score_masks(
-        network(Levels()), ["a", "gone", "b"], load, progress=lambda done, total: told.append((done, total))
+        network(Levels()), named("a", "gone", "b"), load, progress=lambda done, total: told.append((done, total))
     )
     assert (found.sources, found.parts) == (("a", "b"), PARTS[1:])
     assert found.dice[0].tolist() == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
@@ -148,7 +179,7 @@ def test_a_mask_that_lies_elsewhere_is_told_and_not_counted():
     def load(name):
         return scan, mask if name == "here" else replace(mask, grid=Grid(SHAPE, away))
 
-    found = score_masks(network(Levels()), ["here", "away"], load)
+    found = score_masks(network(Levels()), named("here", "away"), load)
     assert found.sources == ("here",) and found.dice[0, 0] == 1.0
     assert [failure.source for failure in found.failures] == ["away"]
     assert "2.00 mm apart" in found.failures[0].reason
@@ -187,7 +218,7 @@ def test_where_there_is_nothing_to_compare(sources, task, got):
 
     model = network(Mean(), "classes", ("low", "high")) if task == "classes" else network(Levels())
     with pytest.raises(InflateError, match="there is nothing to compare masks with") as found:
-        score_masks(model, sources, load)
+        score_masks(model, named(*sources), load)
     assert got in found.value.got
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from inflate3d import InflateError, inflate
 from inflate3d.cli import app
+from inflate3d.clips.dataset import Sample
 from inflate3d.clips.volume import Grid, Volume, resample_to
 from inflate3d.clips.volume_files import read_volume
 from inflate3d.clips.volume_spec import VolumeSpec, scale
@@ -209,7 +210,9 @@ def test_scores_of_masks():
     more = replace(truth, data=truth.data * 7)
     masks = {"a": truth, "b": half, "d": more}
     found = score_masks(
-        model, ["a", "b", "c", "d"], lambda name: (scan, masks[name]) if name in masks else read_volume(name)
+        model,
+        [Sample(name, ()) for name in "abcd"],
+        lambda name: (scan, masks[name]) if name in masks else read_volume(name),
     )
     assert found.dice[:, 0].tolist() == pytest.approx([1.0, 2 / 3]) and np.isnan(found.dice[:, 1]).all()
     scores = found.scores()
@@ -219,7 +222,7 @@ def test_scores_of_masks():
     assert told["dice"]["a"] == [1.0, None] and [one["source"] for one in told["failures"]] == ["c", "d"]
     assert "name all parts with --labels" in told["failures"][1]["reason"]
     with pytest.raises(InflateError, match="nothing to compare masks with"):
-        score_masks(model, ["c"], lambda name: (read_volume(name), truth))
+        score_masks(model, [Sample("c", ())], lambda name: (read_volume(name), truth))
     values = np.random.default_rng(0).random(200)
     interval = mean_interval(values)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(200), rel=0.1)
@@ -228,7 +231,6 @@ def test_scores_of_masks():
 def test_the_area_under_the_curve_is_torchmetrics():
     from torchmetrics.functional.classification import binary_auroc
 
-    from inflate3d.clips.dataset import Sample
     from inflate3d.results.answering import Answers
 
     generator = torch.Generator().manual_seed(1)

@@ -362,8 +362,7 @@ def test_lumps_are_learned_and_the_file_predicts(scans, tmp_path):
     data = read_volume_splits(scans, "mask", fold=0)
     model = load_inflated(tmp_path / "run" / MODEL)
     assert model.volume_spec.spacing_mm == (2.0, 1.0, 1.0)
-    tested = [sample.path for sample in data.splits.test]
-    found = score_masks(model, tested, lambda path: (load_scan(path), load_mask(data.masks[path])))
+    found = score_masks(model, data.splits.test, lambda path: (load_scan(path), load_mask(data.masks[path])))
     assert found.scores()["lump"].value == pytest.approx(told["scores"]["lump"]["value"], abs=1e-6)
     assert not (tmp_path / "run" / "volumes").exists()
     again = ["evaluate", str(tmp_path / "run" / MODEL), "--data", str(scans), "--out", str(tmp_path / "again")]
@@ -374,7 +373,8 @@ def test_lumps_are_learned_and_the_file_predicts(scans, tmp_path):
     again[3] = str(tmp_path / "train.csv")
     assert "there are no scans to show" in str(CliRunner().invoke(app, again).exception)
     shown = CliRunner().invoke(
-        app, ["predict", tested[0], "--model", str(tmp_path / "run" / MODEL), "-o", str(tmp_path / "out")]
+        app,
+        ["predict", data.splits.test[0].path, "--model", str(tmp_path / "run" / MODEL), "-o", str(tmp_path / "out")],
     )
     assert shown.exit_code == 0
     with pytest.raises(InflateError, match="the checkpoint is of a network for volumes"):

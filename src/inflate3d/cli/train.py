@@ -195,7 +195,7 @@ def _show_masks(shown: Shown, console: Console, out: Path) -> "MaskScores":
     with _told(console) as tell:
         masks = score_masks(
             shown.model,
-            [sample.path for sample in shown.samples],
+            shown.samples,
             lambda path: (load_scan(path), load_mask(shown.data.masks[path])),
             options=VolumeOptions(float(shown.facts["overlap"])),
             progress=lambda done, of: tell(shown.split, done, of),

@@ -31,6 +31,7 @@ class MaskScores:
         sources: The scans.
         parts: Names, without the background.
         dice: `[scans, parts]`, float64; NaN where a part is in neither mask.
+        groups: One for each scan, such as its patient; by default each scan is one by itself.
         settings: What a reader needs to repeat it.
         failures: What could not be read, and masks that do not fit their scans.
     """
@@ -38,16 +39,17 @@ class MaskScores:
     sources: tuple[str, ...]
     parts: tuple[str, ...]
     dice: NDArray[np.float64] = field(repr=False)
+    groups: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
 
     def scores(self) -> dict[str, Interval]:
-        """Average Dice over scans, for each part and over all; NaN where no scan has it. The intervals draw scans."""
+        """Average Dice over scans, for each part and over all; NaN where no scan has it. The intervals draw groups."""
         columns = {name: self.dice[:, number] for number, name in enumerate(self.parts)}
         known = ~np.isnan(self.dice)
         rows = np.where(known, self.dice, 0).sum(1) / np.maximum(known.sum(1), 1)
         columns[MEAN] = np.where(known.any(1), rows, np.nan)
-        return {name: mean_interval(values) for name, values in columns.items()}
+        return {name: mean_interval(values, self.groups) for name, values in columns.items()}
 
     def to_json(self) -> str:
         """Write it as JSON; a part that is in neither mask of a scan has null there, and likewise one of no scan."""
@@ -71,7 +73,7 @@ class MaskScores:
 
 def score_masks(
     model: nn.Module,
-    sources: Sequence[str],
+    samples: Sequence[Sample],
     load: Callable[[str], tuple[Volume, Volume]],
     *,
     options: VolumeOptions | None = None,
@@ -81,7 +83,7 @@ def score_masks(
 
     Args:
         model: With a `volume_spec` for masks; in eval mode.
-        sources: Scans.
+        samples: Scans, and the groups that intervals draw.
         load: Gives a scan and its mask.
         options: See `predict_volume`.
         progress: Is told how many of how many are done.
@@ -90,32 +92,33 @@ def score_masks(
         InflateError: The network is none for masks, not one scan can be read with its mask, or a package is missing.
     """
     spec, options = spec_of(model), options or VolumeOptions()
-    rows, kept, failures = [], [], []
-    for number, source in enumerate(sources):
-        progress(number, len(sources))
+    rows, kept, failures = [], list[Sample](), []
+    for number, sample in enumerate(samples):
+        progress(number, len(samples))
         try:
-            scan, wanted = load(source)
+            scan, wanted = load(sample.path)
             _check_place(wanted, scan, spec)
             found = predict_volume(model, scan, options).mask
             if found is None:
                 break
             there = resample_to(wanted, found.grid, sampling="nearest")
             rows.append(dice_of(found.data, there.data, len(spec.class_names)))
-            kept.append(source)
+            kept.append(sample)
         except (InflateError, OSError) as error:
             if lacks_package(error):
                 raise
-            failures.append(Failure.of(source, error))
+            failures.append(Failure.of(sample.path, error))
     if not rows:
         raise InflateError(
             "there is nothing to compare masks with",
             where="score_masks",
             expected="a network for masks, and scans that can be read",
-            got=failures[0].reason if failures else f"task {spec.task}, {len(sources)} scans",
+            got=failures[0].reason if failures else f"task {spec.task}, {len(samples)} scans",
             fix="check the paths of the list",
         )
     settings = {"overlap": str(options.overlap), "spacing_mm": str(spec.spacing_mm), "patch": str(spec.patch)}
-    return MaskScores(tuple(kept), spec.class_names[1:], np.array(rows), settings, tuple(failures))
+    paths, groups = [one.path for one in kept], [one.group or one.path for one in kept]
+    return MaskScores(tuple(paths), spec.class_names[1:], np.array(rows), tuple(groups), settings, tuple(failures))
 
 
 def check_mask(mask: Volume, grid: Grid, count: int, *, where: str) -> None:
@@ -250,8 +253,8 @@ def auc(answers: Answers, *, seed: int = 0) -> Interval:
     return Interval(_area(scores, labels), float(low), float(high))
 
 
-def mean_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """Average what is a number, with the interval of 95 of 100 draws; NaN where nothing is.
+def mean_interval(values: NDArray[np.float64], groups: Sequence[str] = (), *, seed: int = 0) -> Interval:
+    """Average what is a number, with the interval of 95 of 100 draws of groups (by default values); NaN where none is.
 
     Example:
         >>> mean_interval(np.array([0.5, 0.7, np.nan])).value
@@ -259,11 +262,13 @@ def mean_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
         >>> mean_interval(np.array([np.nan])).value
         nan
     """
-    known = values[~np.isnan(values)]
-    if not known.size:
+    places = np.flatnonzero(~np.isnan(values))
+    if not places.size:
         return Interval(np.nan, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).choice(known, (RESAMPLES, len(known))).mean(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    known = values[places]
+    names = [groups[place] for place in places.tolist()] if groups else [str(number) for number in range(len(known))]
+    times = draw_groups(names, EvaluateOptions(resamples=RESAMPLES, seed=seed))[1]
+    low, high = np.percentile(times @ known / times.sum(1), [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high))
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from inflate3d import Insert, Rule, inflate, prove
 from inflate3d.inflation import adapters, inserted
-from inflate3d.inflation.motion import frames_seen, look
+from inflate3d.inflation.motion import _draw, frames_seen, look
 
 PICTURE = torch.zeros(1, 3, 37, 45)
 OWN = "with taps of the present alone, a step sees its own frame"
@@ -22,6 +22,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def sights(model2d, preset="video", **planning):
     model3d = inflate(randomize(model2d).double(), preset, example=PICTURE, **planning)
     return {sight.law: sight.holds for sight in look(model3d.eval(), PICTURE.double())}
+
+
+def test_what_is_drawn_is_the_same_on_every_device():
+    """Generators are the CPU's, also where a model is not."""
+    here, there = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(4, 3, device="meta"))
+    _draw(there, torch.Generator().manual_seed(1))
+    _draw(here, torch.Generator().manual_seed(1))
+    wanted = nn.init.normal_(torch.empty(4, 3), std=0.1, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(here, wanted) and there.is_meta
 
 
 class Levels(nn.Module):

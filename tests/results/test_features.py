@@ -222,6 +222,22 @@ def test_what_stands_beside_a_window_in_its_batch_does_not_change_its_row(resnet
         assert torch.equal(network(clips[order])[order.index(0)], alone)
 
 
+@pytest.mark.parametrize(("crops", "at_a_time"), [("center", 3), ("none", 1)])
+def test_memory_is_measured_on_a_clip_that_bfloat16_is_not_judged_by(monkeypatch, crops, at_a_time):
+    """As on a GPU: a blank clip tells nothing about bfloat16, and clips of several sizes go through alone."""
+    runs = []
+
+    def three(device, run_one):
+        runs.append(run_one())
+        return 3
+
+    monkeypatch.setattr("inflate3d.results.features.clips_at_a_time", three)
+    options = FeatureOptions(window=4, fps="native", precision="bf16", crops=crops)
+    extractor = Extractor({"rgb": Witness(**SMALL).eval()}, options)
+    assert (extractor.at_a_time, len(runs)) == (at_a_time, int(crops == "center"))
+    assert extractor.networks["rgb"].model.unsettled
+
+
 def test_one_bad_video_does_not_cost_the_others(tmp_path):
     good = [write_numbered(tmp_path / f"{i}.mp4", 12) for i in range(2)]
     (tmp_path / "bad.mp4").write_bytes(b"nothing")

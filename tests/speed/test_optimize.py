@@ -372,6 +372,28 @@ def test_a_network_without_classes_keeps_no_float32_for_close_calls():
         assert fast.exact is None and fast.least_lead is None and not fast.unsettled
 
 
+def test_layers_are_compared_in_float32_on_a_gpu_too(monkeypatch):
+    """TF32, which PyTorch takes there, rounds by more than is allowed; afterwards the user's settings are back."""
+    cudnn, seen = torch.backends.cudnn, []
+
+    class Told(Coarse):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm3d(3)
+
+        def forward(self, clip):
+            seen.append(cudnn.allow_tf32)
+            return self.norm(clip).mean((2, 3, 4))
+
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")}
+    assert kept["allow_tf32"]
+    fast = optimize(Told().eval())
+    assert seen and not any(seen)
+    assert {name: getattr(cudnn, name) for name in kept} == kept
+    fast(of_colors((0.3, 0.6, 1.0)))
+    assert seen[-1]
+
+
 def test_an_output_used_twice_keeps_its_layers_with_a_warning():
     class Shared(Coarse):
         def __init__(self):

@@ -12,6 +12,7 @@ from inflate3d.models.inflated import inflated_classifier
 from inflate3d.train.module import ClipTask, mix, parameter_groups, to_input
 from inflate3d.train.network import (
     Head,
+    SyncedNorms,
     build_for,
     describe,
     freeze,
@@ -147,6 +148,41 @@ def test_a_batch_norm_with_frozen_statistics_is_itself(kind, trained):
         assert difference <= (1e-5 if dtype == torch.float32 else 3e-2)
     if trained:
         torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad, rtol=3e-2, atol=1e-2)
+
+
+@pytest.fixture
+def activated():
+    """A network of timm, whose batch norms hold their activations, inflated."""
+    torch.manual_seed(0)
+    return lively(inflated_classifier("timm/test_efficientnet", preset="video", num_classes=3)).eval()
+
+
+@pytest.mark.parametrize("change", [{"freeze_norm": True}, {"freeze": "head", "freeze_norm": False}])
+def test_batch_norms_keep_their_activations_when_they_are_frozen(activated, change):
+    clip = torch.rand(2, 3, 4, 64, 64) * 2 - 1
+    wanted = activated(clip)
+    found = prepare(activated, recipe(**change), 3).eval()(clip)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.detach().abs().max()))
+
+
+def test_batch_norms_keep_their_activations_when_they_count_all_devices(activated):
+    """They answer as before; what they learn meanwhile is theirs afterwards, and they are the same layers."""
+    clip, names = torch.rand(2, 3, 4, 64, 64) * 2 - 1, list(activated.state_dict())
+    kinds, wanted, sync = [type(part) for part in activated.modules()], activated(clip), SyncedNorms()
+    synced = sync.apply(activated)
+    norms = [part for part in synced.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    torch.testing.assert_close(synced(clip), wanted)
+    before = copy.deepcopy(synced.state_dict())
+    torch.optim.SGD(synced.train().parameters(), 0.01).step(lambda: synced(clip).square().mean().backward())
+    with torch.no_grad():
+        learned = synced.eval()(clip)
+    assert not torch.allclose(learned, wanted)
+    own = sync.revert(synced)
+    torch.testing.assert_close(own(clip), learned, rtol=1e-4, atol=1e-4 * float(learned.abs().max()))
+    assert [type(part) for part in own.modules()] == kinds and list(own.state_dict()) == names
+    moved = [name for name in names if "running_mean" in name and not torch.equal(own.state_dict()[name], before[name])]
+    assert len(moved) == len(norms) and not any(part.training for part in own.modules())
 
 
 def test_a_batch_norm_that_learns_still_moves_its_statistics():

@@ -33,7 +33,7 @@ def _known_device(name: str) -> str:
 
 DeviceOption = Annotated[
     str,
-    typer.Option("--device", callback=_known_device, help="Where networks, tvl1 and raft run: cpu, cuda, cuda:1, mps."),
+    typer.Option("--device", callback=_known_device, help="Where networks, tvl1 and raft run: cpu, cuda, cuda:1."),
 ]
 
 

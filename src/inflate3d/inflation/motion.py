@@ -187,7 +187,7 @@ def _letting_in(deep: Inflated, kind: str) -> Inflated:
     generator = torch.Generator().manual_seed(1)
     for parameter in trial.net.parameters():
         if parameter.is_floating_point() and not parameter.any():  # a head of zeros would hide everything
-            nn.init.normal_(parameter, std=0.1, generator=generator)
+            _draw(parameter, generator)
     for part in [*trial.modules(), *beside(trial.net)]:
         if isinstance(part, WholeClip | NonLocal | JointAttention | TemporalAttention):
             _let_in_all(part, kind, generator)
@@ -201,7 +201,7 @@ def _let_in_all(part: Folded, kind: str, generator: torch.Generator) -> None:
     if isinstance(part, NonLocal) and kind == BLOCKS:
         nn.init.ones_(part.bn.weight)
     if isinstance(part, TemporalAttention) and kind == ATTENTION:
-        nn.init.normal_(part.proj.weight, std=0.1, generator=generator)
+        _draw(part.proj.weight, generator)
     if isinstance(part, WholeClip) or (isinstance(part, JointAttention) and kind != ATTENTION):
         part.deflate_()
 
@@ -210,7 +210,7 @@ def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
     plan = part.plan
     if isinstance(part, TemporalConv):
         taps = _random_taps(plan, kind, generator).to(part.conv.weight)
-        nn.init.normal_(part.conv.weight, std=0.1, generator=generator)
+        _draw(part.conv.weight, generator)
         part.conv.weight.data = part.conv.weight.data[:, :, :1] * taps.view(-1, 1, 1)
     elif plan.action == "shift" and kind != SHIFTS:
         part.plan = replace(plan, action="frame")
@@ -226,6 +226,12 @@ def _let_in(part: Folded, kind: str, generator: torch.Generator) -> None:
         if isinstance(part, Filter):
             part.plan = plan
             part.lay_out(_random_taps(plan, kind, generator))
+
+
+def _draw(value: Tensor, generator: torch.Generator) -> None:
+    """Fill a parameter with the same numbers on every device."""
+    drawn = torch.empty_like(value, device="cpu").normal_(std=0.1, generator=generator)
+    value.data.copy_(drawn)
 
 
 def _random_taps(plan: LayerPlan, kind: str, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from inflate3d.results.feature_clips import FeatureReader, Piece, Timeline
 from inflate3d.results.feature_files import VideoFeatures
 from inflate3d.results.feature_network import CHANNELS, EndpointNetwork, WholeVideo
 from inflate3d.results.feature_presets import NUM_CROPS, WHOLE, FeatureOptions, Pool, StreamName, plain
-from inflate3d.results.network import SmallFrame
+from inflate3d.results.network import SmallFrame, not_compared
 from inflate3d.results.prediction import Failure, printable, reason_of
 from inflate3d.results.two_stream import FlowOptions, MovingFrame
 from inflate3d.speed.ahead import ahead
@@ -104,8 +104,8 @@ class Extractor:
         self.reader = FeatureReader(options, first.spec, flow, steps, most_frames)
         self.num_views, self.memory = NUM_CROPS[options.crops], SteadyMemory()
         self.memory.after_step()  # no more than the networks: what waits between living frames goes back each time
-        self.at_a_time = options.batch_size or min(map(self._fitting, self.networks))
         alone = options.window == WHOLE or options.crops == "none"  # their clips differ in size
+        self.at_a_time = 1 if alone else options.batch_size or min(map(self._fitting, self.networks))
         self.pieces_at_a_time = 1 if alone else max(self.at_a_time // self.num_views, 1)
 
     def describe(self) -> dict[str, Any]:
@@ -262,7 +262,12 @@ class Extractor:
         side = self.options.crop or spec.crop
         length = spec.num_frames if self.options.window in {None, WHOLE} else int(self.options.window or 1)
         clip = torch.zeros(1, CHANNELS[stream], length, side, side)
-        return clips_at_a_time(device_of(network.model), lambda: network(clip))
+
+        def run_one() -> None:
+            with not_compared(network.model):
+                network(clip)
+
+        return clips_at_a_time(device_of(network.model), run_one)
 
     def _time_steps(self) -> TimeSteps:
         """Find out how steps lie over a video that is shown as a whole.

@@ -28,6 +28,7 @@ from inflate3d.results.fvd_distance import Gaussian
 from inflate3d.results.fvd_protocols import FeatureNetwork, Protocol, Sampling, Setup, pixels, protocol_named
 from inflate3d.results.network import count_rules, rate_rule, readable, told_as_unreadable
 from inflate3d.results.prediction import Failure, printable
+from inflate3d.speed.memory import device_of
 from inflate3d.weights.checkpoint import tensors_sha256
 
 Numerics = Literal["exact", "published"]
@@ -363,7 +364,7 @@ class _Gathering:
         if self.options.cache is None or not path.exists():
             return None
         setup = setup_of(self.options, self.network, self.num_frames or FILE_FRAMES).fingerprint()
-        made = (version("inflate3d"), self.network.build, setup)
+        made = (version("inflate3d"), device_of(self.network.module).type, self.network.build, setup)
         choice = (made, str(path.resolve()), source_state(path), self.sampling.offset, self.options.seed, number)
         key = sha256(json.dumps(choice).encode()).hexdigest()
         return Path(self.options.cache) / key[:2] / f"{key}.safetensors"

@@ -290,17 +290,23 @@ def views_at_a_time(model: nn.Module, spec: ClipSpec, options: PredictOptions) -
     shape = (1, int(getattr(model, "in_channels", 3)), options.window or spec.num_frames, spec.crop, spec.crop)
 
     def run_one() -> None:
-        exact = getattr(model, "exact", None)  # is to be compared with on a clip of the user's
-        if exact is not None:
-            model.exact = None  # type: ignore[assignment]  # of Optimized
-        try:
-            with torch.inference_mode():
-                model(torch.zeros(shape))
-        finally:
-            if exact is not None:
-                model.exact = exact
+        with not_compared(model), torch.inference_mode():
+            model(torch.zeros(shape))
 
     return options.batch_size or clips_at_a_time(device_of(model), run_one)
+
+
+@contextmanager
+def not_compared(model: nn.Module) -> Iterator[None]:
+    """Keep what bfloat16 is compared with for a clip of the user's: a blank one tells nothing."""
+    exact = getattr(model, "exact", None)
+    if exact is not None:
+        model.exact = None  # type: ignore[assignment]  # of Optimized
+    try:
+        yield
+    finally:
+        if exact is not None:
+            model.exact = exact
 
 
 def check_logits(logits: object, num_views: int, class_names: Sized | None) -> None:

@@ -1,9 +1,12 @@
 """How close a fast model's answers are to those it should give, and which are too close to call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 from torch.utils import _pytree as pytree
 
 
@@ -32,6 +35,14 @@ def cosine(found: Any, wanted: Any) -> float:
     pairs = [(a.double(), b.double()) for a, b in zip(_tensors(found), _tensors(wanted), strict=True)]
     pairs = [(a, b) for a, b in pairs if a.any() or b.any()]
     return min((float(F.cosine_similarity(a.flatten(1), b.flatten(1)).amin()) for a, b in pairs), default=1.0)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolve on a GPU in float32: TF32, which PyTorch takes there, rounds by more than what is looked for."""
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "benchmark_limit", "deterministic")}
+    with cudnn.flags(**kept, allow_tf32=False):
+        yield
 
 
 def has_classes(answer: Any, num_clips: int) -> bool:

@@ -21,7 +21,7 @@ from inflate3d.inflation.plan import Plan
 from inflate3d.models.blocks import SameConv3d, SameMaxPool3d
 from inflate3d.models.inception import InceptionI3d, MixedBlock
 from inflate3d.speed.batch_norm import fold_batch_norms
-from inflate3d.speed.closeness import close_calls, cosine, difference, has_classes
+from inflate3d.speed.closeness import close_calls, cosine, difference, full_float32, has_classes
 from inflate3d.speed.int8 import quantize_int8
 from inflate3d.speed.layers import (
     FrameMaxPool3d,
@@ -283,7 +283,7 @@ def _replace_layers(fast: nn.Module, clip: Tensor) -> list[str]:
     """Put faster layers into a model, in place, and say which; nothing where its answers change, with a warning."""
 
     def run() -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             return run_method(fast, "forward", clip)
 
     wanted = run()

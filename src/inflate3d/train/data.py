@@ -429,7 +429,7 @@ def _features_of(
         seed = crc32(Path(path).name.encode()) * 1009 + view + data.recipe.seed
         chosen = center_view(frames, data.window) if view == 0 else data.view(frames, seed)
         with torch.inference_mode():
-            value = front(to_input(cut_view(frames, data.window, chosen)[None]))[0].half().numpy()
+            value = front(to_input(cut_view(frames, data.window, chosen)[None]))[0].half().cpu().numpy()
         found[view] = value
         if file is not None:
             with replacing(file) as draft, draft.open("wb") as stream:

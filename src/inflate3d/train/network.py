@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -135,7 +136,9 @@ def prepare(model: nn.Module, recipe: Recipe, num_classes: int) -> nn.Module:
     for layer in model.modules():
         if isinstance(layer, nn.Dropout) and recipe.dropout is not None:
             layer.p = recipe.dropout
-        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats:
+        if not isinstance(layer, _BatchNorm) or type(layer).forward is not _BatchNorm.forward:  # timm's do more
+            continue
+        if layer.affine and layer.track_running_stats:
             layer.forward = partial(_scaled, layer)  # type: ignore[method-assign]
     if recipe.checkpointing:
         for block in _blocks(model):
@@ -179,6 +182,32 @@ def frozen_digest(model: nn.Module) -> str:
         if name not in trained:
             found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+class SyncedNorms(LayerSync):
+    """Batch norms that count all devices: those of timm keep their activations, which Lightning's way would drop."""
+
+    def __init__(self) -> None:
+        self.own: list[tuple[nn.Module, str, _BatchNorm]] = []
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Exchange batch norms, in place."""
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - seconds
+
+        for part in model.modules():
+            self.own += [(part, name, norm) for name, norm in part.named_children() if isinstance(norm, _BatchNorm)]
+        found: nn.Module = convert_sync_batchnorm(model)
+        return found
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Put the model's own ones back, with what was learned."""
+        for part, name, norm in self.own:
+            synced = part.get_submodule(name)
+            for key, value in (*synced.named_parameters(recurse=False), *synced.named_buffers(recurse=False)):
+                setattr(norm, key, value)
+            part.add_module(name, norm.train(synced.training))
+        self.own = []
+        return model
 
 
 class I3dTail(nn.Module):

@@ -47,7 +47,7 @@ from inflate3d.train.data import (
     val_loader,
 )
 from inflate3d.train.module import ClipTask, Learning
-from inflate3d.train.network import build_for, describe, frozen_digest, prepare, split
+from inflate3d.train.network import SyncedNorms, build_for, describe, frozen_digest, prepare, split
 from inflate3d.train.recipe import Recipe, Training
 
 MAY_CHANGE = ("epochs", "max_steps", "patience", "workers", "max_unreadable", "save_steps")
@@ -309,7 +309,7 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
 def _trainer_options(recipe: Training, folder: Path, options: FitOptions, callbacks: list[Callback]) -> dict[str, Any]:
     devices = options.devices
     loggers: list[Logger] = [CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="logs")]
-    gpu = devices.accelerator == "gpu"
+    synced = devices.accelerator == "gpu" and not recipe.freeze_norm
     return {
         "accelerator": devices.accelerator,
         "devices": devices.count,
@@ -320,7 +320,7 @@ def _trainer_options(recipe: Training, folder: Path, options: FitOptions, callba
         "max_steps": recipe.max_steps or -1,
         "accumulate_grad_batches": recipe.accumulate,
         "callbacks": callbacks,
-        "plugins": [AtomicCheckpoints()],
+        "plugins": [AtomicCheckpoints(), *[SyncedNorms()] * synced],
         "logger": loggers,
         "default_root_dir": folder,
         "enable_checkpointing": False,
@@ -328,7 +328,6 @@ def _trainer_options(recipe: Training, folder: Path, options: FitOptions, callba
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
-        "sync_batchnorm": gpu and not recipe.freeze_norm,
         "log_every_n_steps": 1,
     }
 

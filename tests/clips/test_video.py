@@ -1,6 +1,8 @@
 """Videos of every kind: the right frames, upright and in colour, at the right times."""
 
 import gc
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -343,3 +345,24 @@ def test_real_clips_give_all_frames_in_the_order_of_the_decoder(shared, name):
 
 def test_copying_packets_changes_nothing(thirty, tmp_path):
     assert read(remux(thirty, tmp_path / "x.mkv"), fps="native")[0] == list(range(53))
+
+
+def test_a_reader_that_stops_early_waits_for_no_log(tmp_path):
+    """PyAV frees a decoder with Python's lock held, for which its log waits in the decoder's threads: both would hang.
+
+    The torchvision of torch 2.8 switches that log on when it is imported.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (60, 30, 40, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    video = write_video(tmp_path / "a.mp4", list(noise), fps=25)
+    code = f"""
+import logging, pathlib, av
+from inflate3d.clips.video import open_frames
+av.logging.set_level(av.logging.DEBUG)
+logging.disable()
+for number in range(60):
+    frames = iter(open_frames(pathlib.Path({str(video)!r}), fps=25))
+    for _ in range(number % 7 + 1):
+        next(frames)
+    del frames
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

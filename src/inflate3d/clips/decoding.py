@@ -194,9 +194,14 @@ class _Pass:
             self.decoder.options = {"max_pixels": str(min(2 * self.most_pixels, MAX_PIXELS))}
             if self.threads:
                 stream.thread_type = "AUTO"
-            for packet in self.packets(container, stream):
-                for frame in self.decoded(packet):
-                    yield self.stamped(frame)
+            try:
+                for packet in self.packets(container, stream):
+                    for frame in self.decoded(packet):
+                        yield self.stamped(frame)
+            finally:
+                # ends the decoder's threads while they may still write to a log of PyAV's (torchvision sets one), which
+                # waits for Python's lock; PyAV holds that lock when it frees a decoder, and both would wait for ever
+                self.decoder.flush_buffers()
             self.report(header_seconds(container, stream) if len(container.streams) == 1 else None)
 
     def packets(self, container: InputContainer, stream: VideoStream) -> "Iterator[av.Packet[VideoStream]]":

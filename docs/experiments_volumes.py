@@ -229,7 +229,7 @@ def adrenal_table(cells: Mapping[str, dict[str, Any]]) -> str:
     for kind in KINDS:
         found = [cells.get(f"adrenal-{side}-{kind}-0") for side in ADRENAL]
         if any(found):
-            shown = [number(score_of([one])) if one else "" for one in found]
+            shown = [number(score_of([one])) if one else "not run" for one in found]
             rows.append(f"| {NAMES[kind]} | {' | '.join(shown)} | {minutes(found)} |")
     return "\n".join([*rows, *(f"| {name} | {value:.3f} | | |" for name, value in PUBLISHED.items())])
 

@@ -146,7 +146,14 @@ def test_devices_that_are_not_here(monkeypatch, command, device):
     with pytest.raises(InflateError, match="there is no such device") as found:
         run(*command.split(), f"--device={device}")
     assert (found.value.where, found.value.got) == ("--device", repr(device))
-    assert found.value.expected == "cpu: PyTorch finds no other device here"
+    assert found.value.expected == "cpu: there is no other device here that can do it"
+
+
+def test_apples_device_knows_no_float64(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *, check_available: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(InflateError, match="there is no such device"):
+        run("predict", "a.mp4", "--device", "mps")
 
 
 def test_those_that_are_here_are_named(network):

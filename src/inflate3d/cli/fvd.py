@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from inflate3d.results.fvd_videos import ClipProgress, FvdOptions, Role
 
 # What saved statistics were made with cannot be changed any more
-OF_NETWORK = ("model", "device", "batch_size", "cache", "no_cache")
-OF_VIDEOS = (*OF_NETWORK, "protocol", "num_frames", "frame_stride", "fps", "num_clips")
+OF_VIDEOS = (
+    *("protocol", "num_frames", "frame_stride", "fps", "num_clips"),
+    *("batch_size", "model", "device", "cache", "no_cache"),
+)
 
 
 def fvd(

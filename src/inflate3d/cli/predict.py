@@ -347,7 +347,12 @@ def _check_backend(model: ChosenModel, options: "PredictOptions", flow: FlowStre
     by_ending = backend_of(model.name)
     if by_ending is None and model.backend == "torch":
         on_cpu = options.precision == "int8" and model.device != CPU
-        refuse_idle(["--device"] if on_cpu else [], where="inflate3d predict", goes_with="fp32 or bf16", got="int8")
+        refuse_idle(
+            ["--device"] if on_cpu else [],
+            where="inflate3d predict",
+            goes_with="--precision fp32",
+            got="--precision int8",
+        )
         return
     faults = {
         "--precision fp32": f"--precision {options.precision}" if options.precision != "fp32" else "",

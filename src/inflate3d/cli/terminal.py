@@ -19,14 +19,15 @@ CPU = "cpu"
 
 
 def _known_device(name: str) -> str:
-    """Refuse a device that this machine has not."""
+    """Refuse a device that this machine has not, and Apple's, which knows no float64."""
     if name != CPU:
         from torch import accelerator
 
         found = accelerator.current_accelerator(check_available=True)
         kinds = [found.type, *(f"{found.type}:{i}" for i in range(accelerator.device_count()))] if found else []
+        kinds = [] if found and found.type == "mps" else kinds
         here = ", ".join([CPU, *kinds])
-        expected = here if kinds else f"{CPU}: PyTorch finds no other device here"
+        expected = here if kinds else f"{CPU}: there is no other device here that can do it"
         check_choice(name, [CPU, *kinds], what="device", where="--device", expected=expected)
     return name
 
